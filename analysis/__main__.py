@@ -1,0 +1,116 @@
+"""`python -m analysis SWEEP_DIR`: the figures and the table of final values of one sweep."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis.load import Sweep, SweepError, census, load
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.statistics import Curve
+
+WITHIN = 0.01  # how near, relatively, IPO's margin must come to its target to be called there
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: written. 1: the sweep has no history to draw yet. 2: not a sweep, or refused by --strict; nothing written."""
+    options = _parser().parse_args(arguments)
+    try:
+        sweep = load(options.sweep_dir)
+    except SweepError as error:
+        print(f"analysis: {error}", file=sys.stderr)
+        return 2
+    for line in sweep.notices():
+        print(f"analysis: {line}", file=sys.stderr)
+    defects = sweep.defects()
+    if options.strict and defects:
+        print(f"analysis: --strict: {len(defects)} defect(s), nothing written: {'; '.join(defects)}", file=sys.stderr)
+        return 2
+    if sweep.history.empty:
+        print(f"analysis: {sweep.path}: {census(sweep.runs)}; none has a row of history yet", file=sys.stderr)
+        return 1
+    out: Path = options.out or sweep.path / "figures"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"analysis: --out {out}: cannot be used as a directory ({error.strerror})", file=sys.stderr)
+        return 2
+
+    from analysis import tables
+    from analysis.figures import margin, rejected_prob, style
+
+    written = []
+    for name, figure in (("rejected_prob", rejected_prob), ("margin", margin)):
+        written += style.save(figure.draw(sweep.runs, sweep.history), out / name)
+    table = tables.final(sweep.runs, sweep.history)
+    for path, text in ((out / "final.csv", tables.csv(table)), (out / "final.md", tables.markdown(table))):
+        path.write_text(text, encoding="utf-8")
+        written.append(path)
+    for path in written:
+        print(path)
+    print(f"{sweep.name}: {census(sweep.runs)}")
+    for line in summary(sweep, table):
+        print(line)
+    return 0
+
+
+def summary(sweep: Sweep, table: pd.DataFrame) -> list[str]:
+    """One line per curve: its final margin and pi(rejected), and for IPO whether it is within 1 % of its target."""
+    from analysis.figures.margin import theory_over_seeds
+    from analysis.statistics import curves
+
+    lines = []
+    for curve in curves(sweep.runs):
+        text = f"{_name(curve)}: {_finals(table.loc[list(curve.ids)])}"
+        _, why_not = theory_over_seeds(sweep.runs, sweep.history, curve)
+        lines.append(text + (f" [no theory line: {why_not}]" if why_not else ""))
+    return lines
+
+
+def _name(curve: Curve) -> str:
+    beta = "" if curve.beta != curve.beta else f" beta={curve.beta:g}"
+    setting = f" {curve.setting}" if curve.setting else ""
+    return f"{curve.loss}{beta}{setting}"
+
+
+def _finals(rows: pd.DataFrame) -> str:
+    from analysis.tables import power_of_ten
+
+    finished = rows[rows["state"] == "finished"]
+    if finished.empty:
+        return f"no finished run ({', '.join(sorted(set(rows['state'])))})"
+    seeds = f", mean of {len(finished)} seeds" if len(finished) > 1 else ""
+    margin, target = float(finished["margin"].mean()), float(finished["target margin"].iloc[0])
+    rejected = power_of_ten(float(finished["log_pi/rejected"].mean()))
+    text = f"margin {margin:.4g} nats, pi(rejected) {rejected}{seeds}"
+    if target == target:
+        near = "within" if abs(margin / target - 1) <= WITHIN else "NOT within"
+        text += f"; {near} 1 % of its target {target:g}"
+    return text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis",
+        description="Draw a sweep: pi(rejected) and the margin against step (PDF and PNG), and a table of final values "
+        "(CSV and Markdown). Runs that are missing, unreadable, unfinished, failed or diverged are named on stderr.",
+    )
+    parser.add_argument("sweep_dir", metavar="SWEEP_DIR", type=Path, help="a sweep's directory, which holds sweep.json")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where to write (default: SWEEP_DIR/figures)")
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="write nothing and exit with 2 if a run is missing, unreadable or not ended, or a run directory is not "
+        "listed in sweep.json; diverged and failed runs are results and pass",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

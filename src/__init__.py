@@ -1,0 +1,1 @@
+"""margincall: train preference losses and watch whether they collapse."""

@@ -1,0 +1,95 @@
+"""What the training loop asks of a policy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from src.data.pairs import PairData
+
+
+@dataclass(frozen=True)
+class TokenLogps:
+    """log pi of each response token given what precedes it, in nats.
+
+    values: [R, B, 2, T], 0 where padded; mask: True on response tokens, broadcastable to values' shape.
+    """
+
+    values: Tensor
+    mask: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """Response lengths in tokens, [R, B, 2] (or broadcastable to it)."""
+        return self.mask.sum(-1)
+
+
+class Policy(Protocol):
+    """R policies of one shape, trained side by side.
+
+    Every tensor of `parameters()` belongs to the R runs in equal, contiguous parts, run by run: reshaping it to
+    [R, -1] must be a view. (With R = 1 any parameter qualifies.)
+    """
+
+    runs: int
+
+    def parameters(self) -> Sequence[Tensor]: ...
+
+    def token_logps(self, index_RB: Tensor) -> TokenLogps:
+        """Log-probs of the responses of pairs `index_RB` (int64 indices into each run's data)."""
+        ...
+
+    def exact_metrics(self) -> dict[str, Tensor]:
+        """Quantities only an enumerable policy knows, each [R]; empty for language models."""
+        ...
+
+    def save(self, run: int, folder: Path) -> None:
+        """Write one run's weights into `folder`."""
+        ...
+
+
+def pad_ids(rows: Sequence[Sequence[int]], width: int | None = None) -> tuple[Tensor, Tensor]:
+    """Right-pad id lists with 0: ids [N, W] int64 and mask [N, W] bool."""
+    width = width or max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.int64)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        mask[i, : len(row)] = True
+    return ids, mask
+
+
+class ModelSpec(Protocol):
+    """A choice of the `model` config group: a frozen dataclass, validated, that knows how to build R policies."""
+
+    block: ClassVar[int]  # how many runs at most train well together on a CPU
+    threads: ClassVar[int | None]  # CPU threads that suit it; None: torch's default
+    init: str  # "copy": the policy starts as the reference; "independent": both are random
+
+    @classmethod
+    def stack(
+        cls,
+        specs: Sequence[Self],
+        data: Sequence[PairData],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        shifted: bool,
+        reference: bool = False,
+    ) -> Policy:
+        """Build one policy for the R runs of `specs`, which may differ only in their seed.
+
+        Args:
+            data: each run's pairs; the same object where runs share them.
+            shifted: True for the published form, where the token at t is predicted from position t - 1. False gathers
+                it from position t, as the source notebooks do; policies for which that has no meaning raise BadInput.
+            reference: build the reference instead. Only asked of specs whose init is "independent".
+        """
+        ...
+
+    def tokenizer(self) -> Any:
+        """The tokenizer text data are read with. Raises BadInput where the model has none."""
+        ...

@@ -1,0 +1,133 @@
+"""A softmax over K actions: the smallest policy, where everything is known exactly.
+
+Shapes: R runs, X tables (one, or one a prompt), K actions, P pairs, B pairs of a batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from annotated_types import Ge, Gt
+from safetensors.torch import save_file
+from torch import Tensor
+
+from src.data.pairs import PairData
+from src.errors import BadInput
+from src.policy.base import TokenLogps
+from src.policy.parameters import ParameterStack
+
+MAX_LOGGED_CELLS = 64  # a larger table's distribution is summarised by its KL and entropy, not logged cell by cell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tabular:
+    """Configuration of a tabular policy; see conf/model/tabular.yaml."""
+
+    block: ClassVar[int] = 256
+    threads: ClassVar[int | None] = 1
+
+    actions: Annotated[int, Ge(2)]
+    ref_probs: list[Annotated[float, Gt(0)]] | None
+    per_prompt: bool
+    init: Literal["copy", "independent"]
+    init_std: Annotated[float, Ge(0)]
+    seed: Annotated[int, Ge(0)]
+
+    @classmethod
+    def stack(
+        cls,
+        specs: Sequence["Tabular"],
+        data: Sequence[PairData],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        shifted: bool,
+        reference: bool = False,
+    ) -> "TabularPolicy":
+        if not shifted:
+            raise BadInput("model=tabular has no token positions: use logps=sequence")
+        logits = []
+        for spec, pairs in zip(specs, data, strict=True):
+            tables = len(set(pairs.prompts)) if spec.per_prompt else 1
+            logits.append(spec._reference_logits(tables) if reference or spec.init == "copy" else spec._random(tables))
+        return TabularPolicy(
+            logits,
+            [spec._reference_logits(len(t)) for spec, t in zip(specs, logits, strict=True)],
+            [_cells(s, d) for s, d in zip(specs, data, strict=True)],
+            device,
+            dtype,
+        )
+
+    def tokenizer(self) -> Any:
+        raise BadInput("model=tabular has no tokenizer: text data need model=pretrained or model=smollm2")
+
+    def _reference_logits(self, tables: int) -> Tensor:
+        if self.ref_probs is None:
+            return torch.zeros(tables, self.actions, dtype=torch.float64)
+        probs = torch.tensor(self.ref_probs, dtype=torch.float64)
+        if len(probs) != self.actions or abs(float(probs.sum()) - 1) > 1e-9:
+            raise BadInput(
+                f"model.ref_probs={self.ref_probs} must be model.actions={self.actions} numbers that sum to 1"
+            )
+        return probs.log().expand(tables, -1)
+
+    def _random(self, tables: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        return self.init_std * torch.randn(tables, self.actions, generator=generator, dtype=torch.float64)
+
+
+def _cells(spec: Tabular, pairs: PairData) -> Tensor:
+    """(table, chosen action, rejected action) of every pair, [P, 3]."""
+    action = {ids: k for k, ids in enumerate(pairs.candidates)}
+    if len(action) > spec.actions:
+        raise BadInput(f"model.actions={spec.actions} is too few: the data have {len(action)} distinct responses")
+    prompt = {ids: x for x, ids in enumerate(dict.fromkeys(pairs.prompts))}
+    rows = zip(pairs.prompts, pairs.chosen, pairs.rejected, strict=True)
+    return torch.tensor([[prompt[x] if spec.per_prompt else 0, action[w], action[lo]] for x, w, lo in rows])
+
+
+class TabularPolicy:
+    """logits [R, X, K]; a response is one token."""
+
+    def __init__(
+        self,
+        logits: list[Tensor],
+        reference: list[Tensor],
+        cells: list[Tensor],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.runs = len(logits)
+        self._weights = ParameterStack.of([{"logits": x} for x in logits], device, dtype)
+        self._ref_log_pi = torch.stack(reference).to(device=device, dtype=torch.float64).log_softmax(-1)
+        self._cells = torch.stack(cells).to(device)  # [R, P, 3]
+        self._run = torch.arange(self.runs, device=device)[:, None]
+        self._mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+
+    def parameters(self) -> Sequence[Tensor]:
+        return list(self._weights.values())
+
+    def token_logps(self, index_RB: Tensor) -> TokenLogps:
+        cells_RB3 = self._cells[self._run, index_RB]
+        log_pi_RXK = self._weights["logits"].log_softmax(-1)
+        values = log_pi_RXK[self._run[:, :, None], cells_RB3[..., :1], cells_RB3[..., 1:]]
+        return TokenLogps(values[..., None], self._mask.expand(*values.shape, 1))
+
+    def exact_metrics(self) -> dict[str, Tensor]:
+        """Exact KL(policy, reference) and entropy, mean over tables, and the distribution itself, in nats."""
+        log_pi = self._weights["logits"].detach().double().log_softmax(-1)
+        metrics = {
+            "exact/kl": (log_pi.exp() * (log_pi - self._ref_log_pi)).sum(-1).mean(-1),
+            "exact/entropy": -(log_pi.exp() * log_pi).sum(-1).mean(-1),
+        }
+        if log_pi[0].numel() <= MAX_LOGGED_CELLS:
+            for x in range(log_pi.shape[1]):
+                for k in range(log_pi.shape[2]):
+                    metrics[f"log_pi/{x}/{k}"] = log_pi[:, x, k]
+        return metrics
+
+    def save(self, run: int, folder: Path) -> None:
+        folder.mkdir()
+        save_file(self._weights.of_run(run), folder / "model.safetensors")

@@ -1,0 +1,90 @@
+"""The same rows to Weights & Biases: one W&B run for each run of the stack."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+# What a W&B table should show of a run: the worst, the best or the last value of a curve.
+SUMMARIES = {"log_pi/rejected": "min,last", "log_pi/chosen": "min,last", "margin": "max,last", "grad_norm": "max,last"}
+
+
+class Tracker(Protocol):
+    """One run's mirror of its history."""
+
+    def log(self, columns: Mapping[str, np.ndarray]) -> None: ...
+
+    def finish(self, exit_code: int) -> None: ...
+
+
+class _NoTracker:
+    def log(self, columns: Mapping[str, np.ndarray]) -> None:
+        """Nothing to mirror."""
+
+    def finish(self, exit_code: int) -> None:
+        """Nothing to close."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untracked:
+    def start(self, config: Mapping[str, Any], folder: Path) -> Tracker:
+        return _NoTracker()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wandb:
+    """Mirror to W&B, on disk (`offline`) or over the network (`online`)."""
+
+    mode: Literal["offline", "online"]
+    project: str
+    entity: str | None
+
+    def start(self, config: Mapping[str, Any], folder: Path) -> Tracker:
+        """Begin the W&B run of one run directory.
+
+        W&B is a mirror, never a reason to lose a run: if it cannot start, training goes on without it and says so.
+        """
+        import wandb
+
+        try:
+            run = wandb.init(
+                project=self.project,
+                entity=self.entity,
+                dir=str(folder),
+                id=f"{config['id']}-{str(config['sweep']).rsplit('-', 1)[-1]}",
+                name=str(config["label"]),
+                group=str(config["sweep"]),
+                config={k: v for k, v in config.items() if k not in {"format", "tracking", "compute"}},
+                mode=self.mode,
+                reinit="create_new",
+                settings=wandb.Settings(
+                    console="off", silent=True, quiet=True, save_code=False, disable_git=True,
+                    disable_job_creation=True, x_disable_stats=True, x_disable_meta=True,
+                ),
+            )  # fmt: skip
+            run.define_metric("step", hidden=True)
+            run.define_metric("*", step_metric="step")
+            for name, summary in SUMMARIES.items():
+                run.define_metric(name, step_metric="step", summary=summary)
+        except (wandb.Error, OSError) as error:
+            log.warning("W&B is off for %s: %s", config["label"], error)
+            return _NoTracker()
+        return _WandbTracker(run)
+
+
+class _WandbTracker:
+    def __init__(self, run: Any) -> None:
+        self._run = run
+
+    def log(self, columns: Mapping[str, np.ndarray]) -> None:
+        names = list(columns)
+        for row in zip(*(column.tolist() for column in columns.values()), strict=True):
+            self._run.log(dict(zip(names, row, strict=True)), step=int(row[0]))
+
+    def finish(self, exit_code: int) -> None:
+        self._run.finish(exit_code=exit_code)

@@ -1,0 +1,156 @@
+"""The training loop. There is only this one: one run is a stack of one.
+
+Shapes: R runs, P pairs of the data, B pairs of a batch, N losses of a batch, T response tokens.
+"""
+
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.config import RunConfig
+from src.data.pairs import PairData
+from src.data.sampling import batches
+from src.gate import step0_failures
+from src.logprobs import ReferenceLogps, pair_log_ratios
+from src.losses.stacked import StackLoss
+from src.metrics import batch_metrics
+from src.optim import StackOptimizer
+from src.policy.base import Policy
+from src.recording import Emit, Recorder
+from src.reference import reference_logps
+from src.store import State
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+OnStep = Callable[[int, Tensor], None]
+
+
+@dataclass
+class Outcome:
+    """How one run of the stack ended. `step` is where a diverged or failed run stopped."""
+
+    state: State = "running"
+    steps_done: int = 0
+    step: int | None = None
+    reason: str | None = None
+
+    @property
+    def going(self) -> bool:
+        return self.state == "running"
+
+
+def train_stack(
+    runs: Sequence[RunConfig],
+    data: Sequence[PairData],
+    emit: Emit,
+    device: torch.device,
+    on_step: OnStep | None = None,
+    references: MutableMapping[Any, ReferenceLogps] | None = None,
+) -> tuple[list[Outcome], Policy]:
+    """Train R runs together; each is what it would be alone.
+
+    Args:
+        runs: configurations that `src.stacking` found compatible.
+        data: each run's pairs.
+        emit: receives every run's history in columns, as it grows.
+        on_step: called after each update with the step and the margins [R].
+        references: reference log-probs of stacks trained before, to share and to add to.
+
+    Returns:
+        Each run's outcome, and the policy after its last update.
+    """
+    shared = runs[0]
+    policy, reference = _policy_and_reference(runs, data, device, {} if references is None else references)
+    loss_dtype = torch.float64 if shared.dtype == "float64" else torch.float32
+    loss_of = StackLoss([run.loss for run in runs], device, loss_dtype)
+    optimizer = StackOptimizer(policy, runs)
+    beta = torch.tensor([run.beta for run in runs], device=device, dtype=torch.float64)
+    row_lengths_RP = torch.tensor(np.stack([_row_lengths(pairs) for pairs in data]), device=device)
+    order = [batches(len(p), r.batch_size, r.sampling, r.seed) for r, p in zip(runs, data, strict=True)]
+    recorder = Recorder(len(runs), emit)
+    outcomes = [Outcome() for _ in runs]
+    tokens_seen, pairs_seen = (torch.zeros(len(runs), device=device, dtype=torch.float64) for _ in range(2))
+
+    for step in range(shared.steps):
+        index_RB = torch.from_numpy(np.stack([next(indices) for indices in order])).to(device)
+        logps = policy.token_logps(index_RB)
+        ref = reference.of(index_RB, logps.values.shape[-1])
+        pairs, weights_RN = pair_log_ratios(logps, ref, row_lengths_RP.gather(1, index_RB), shared.logps)
+        loss_R = (weights_RN * loss_of(pairs)).sum(-1)
+        if step == 0:
+            for run, reason in step0_failures(runs, pairs.log_ratios, logps.values, loss_R, weights_RN).items():
+                outcomes[run] = Outcome("failed", 0, 0, reason)
+                recorder.close_run(run, 0)
+
+        optimizer.zero_grad()
+        loss_R.sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.schedule(step)
+        norms_R = optimizer.grad_norms()
+        tokens_seen += logps.lengths.sum((1, 2))
+        pairs_seen += index_RB.shape[1]
+        metrics = {
+            "loss": loss_R.detach(),
+            **batch_metrics(logps, ref, beta),
+            "grad_norm": norms_R,
+            "lr": optimizer.lrs.clone(),
+            "tokens": tokens_seen.clone(),
+            "pairs": pairs_seen.clone(),
+            **policy.exact_metrics(),
+        }
+        recorder.add(metrics)
+        sound = torch.isfinite(loss_R.detach()) & torch.isfinite(norms_R)
+        for run in torch.nonzero(~sound).flatten().tolist():
+            # Its weights go on as NaN beside the others and are not read again: the others must not feel that it left.
+            if outcomes[run].going:
+                what = "gradient" if torch.isfinite(loss_R[run]) else "loss"
+                outcomes[run] = Outcome("diverged", step + 1, step, f"the {what} is not finite at step {step}")
+                recorder.close_run(run, step + 1)
+        if not any(outcome.going for outcome in outcomes):
+            break
+        optimizer.clip(norms_R)
+        optimizer.step()
+        if recorder.due:
+            recorder.flush()
+        if on_step is not None:
+            on_step(step, metrics["margin"])
+
+    recorder.flush()
+    for run, outcome in enumerate(outcomes):
+        if outcome.going:
+            outcomes[run] = Outcome("finished", shared.steps)
+    return outcomes, policy
+
+
+def _policy_and_reference(
+    runs: Sequence[RunConfig],
+    data: Sequence[PairData],
+    device: torch.device,
+    references: MutableMapping[Any, ReferenceLogps],
+) -> tuple[Policy, ReferenceLogps]:
+    """The policies before their first update, and the reference's log-probs of all pairs."""
+    specs = [run.model.build() for run in runs]
+    place: dict[str, Any] = {
+        "device": device,
+        "dtype": DTYPES[runs[0].dtype],
+        "shifted": runs[0].logps != "notebook_per_token",
+    }
+    policy: Policy = type(specs[0]).stack(specs, data, **place)
+    key = (tuple(_model_key(run) for run in runs), tuple(pairs.fingerprint for pairs in data), *place.values())
+    if key not in references:
+        copied = specs[0].init == "copy"
+        start = policy if copied else type(specs[0]).stack(specs, data, **place, reference=True)
+        references[key] = reference_logps(start, data, device)
+    return policy, references[key]
+
+
+def _model_key(run: RunConfig) -> str:
+    return repr(sorted(run.model.plain().items()))
+
+
+def _row_lengths(pairs: PairData) -> np.ndarray:
+    """Tokens of the prompt and the longer response, [P]."""
+    lengths: np.ndarray = np.array([len(x) for x in pairs.prompts]) + pairs.lengths_P2.max(axis=1)
+    return lengths

@@ -1,0 +1,117 @@
+"""`python -m analysis`: what it writes, prints, refuses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.__main__ import main
+
+WRITTEN = ["final.csv", "final.md", "margin.pdf", "margin.png", "rejected_prob.pdf", "rejected_prob.png"]
+ROOT = Path(__file__).parents[2]
+
+
+def test_everything_is_written_and_summed_up(four_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(four_runs)]) == 0
+    out, err = capsys.readouterr()
+    assert sorted(file.name for file in (four_runs / "figures").iterdir()) == WRITTEN
+    assert all(str(four_runs / "figures" / name) in out for name in WRITTEN)
+    assert "synthetic: 4 of 4 runs" in out and err == ""
+    summary = [line for line in out.splitlines() if "margin" in line and "beta" in line]
+    assert [line.split(":")[0] for line in summary] == [
+        "dpo beta=0.1", "dpo beta=0.5", "ipo beta=0.1", "ipo beta=0.5"
+    ]  # fmt: skip
+    assert "pi(rejected)" in summary[0] and "target" not in summary[0]
+    assert "margin 5 nats" in summary[2] and summary[2].endswith("within 1 % of its target 5")
+
+
+def test_ipo_short_of_its_target_is_said_to_be(
+    write_sweep: Any, make_run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(write_sweep(make_run("ipo", lr=1e-3)))]) == 0
+    assert "NOT within 1 % of its target 5" in capsys.readouterr().out
+
+
+def test_out_takes_the_place_of_the_sweeps_own_folder(four_runs: Path, tmp_path: Path) -> None:
+    assert main([str(four_runs), "--out", str(tmp_path / "new" / "place")]) == 0
+    assert sorted(file.name for file in (tmp_path / "new" / "place").iterdir()) == WRITTEN
+    assert not (four_runs / "figures").exists()
+
+
+def test_lacking_runs_are_named_and_the_rest_is_drawn(four_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(next(four_runs.glob("dpo_beta0.5*")))
+    (next(four_runs.glob("ipo_beta0.5*")) / "status.json").write_text("{")
+    assert main([str(four_runs)]) == 0
+    out, err = capsys.readouterr()
+    assert "dpo_beta0.5_seed42" in err and "missing" in err
+    assert "ipo_beta0.5_seed42" in err and "status.json is not readable JSON" in err
+    assert "2 of 4 runs; 1 missing; 1 unreadable" in out
+
+
+def test_strict_refuses_what_is_otherwise_left_out(four_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(four_runs), "--strict", "--out", str(four_runs / "whole")]) == 0
+    shutil.rmtree(next(four_runs.glob("dpo_beta0.5*")))
+    assert main([str(four_runs), "--strict"]) == 2
+    assert "--strict: 1 defect(s), nothing written: dpo_beta0.5_seed42: missing" in capsys.readouterr().err
+    assert not (four_runs / "figures").exists()
+
+
+def test_strict_lets_a_divergence_pass(write_sweep: Any, make_run: Any) -> None:
+    path = write_sweep(make_run(), make_run("ipo", state="diverged", stopped_at=12, reason="loss is not finite"))
+    assert main([str(path), "--strict"]) == 0
+
+
+@pytest.mark.parametrize("prepare, because", [
+    (lambda path: None, "no such directory"),
+    (lambda path: path.mkdir(), "no sweep.json"),
+    (lambda path: (path.mkdir(), (path / "sweep.json").write_text('{"format": 9}')), "format 9"),
+])  # fmt: skip
+def test_what_is_no_sweep_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], prepare: Any, because: str
+) -> None:
+    path = tmp_path / "x"
+    prepare(path)
+    before = sorted(tmp_path.rglob("*"))
+    assert main([str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and str(path) in err and because in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_sweep_without_a_row_yet_is_told_so(
+    write_sweep: Any, make_run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_sweep(make_run(state="planned", stopped_at=0))
+    assert main([str(path)]) == 1
+    assert "none has a row of history yet" in capsys.readouterr().err
+    assert not (path / "figures").exists()
+
+
+def test_an_out_that_is_a_file_is_refused(four_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(four_runs), "--out", str(four_runs / "sweep.json")]) == 2
+    assert "cannot be used as a directory" in capsys.readouterr().err
+
+
+def test_figures_are_the_same_to_the_byte_in_another_process_at_another_time(four_runs: Path) -> None:
+    """Also: the command loads neither torch nor src, and help needs no plotting library."""
+    assert main([str(four_runs), "--out", str(four_runs / "first")]) == 0
+    code = (
+        "import sys\n"
+        "from analysis.__main__ import main, _parser\n"
+        "_parser().format_help()\n"
+        "assert 'matplotlib' not in sys.modules and 'scipy' not in sys.modules\n"
+        "assert main(sys.argv[1:]) == 0\n"
+        "assert not {'torch', 'src'} & set(sys.modules)\n"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": "1"}
+    command = [sys.executable, "-c", code, str(four_runs), "--out", str(four_runs / "second")]
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
+    for name in WRITTEN:
+        assert (four_runs / "first" / name).read_bytes() == (four_runs / "second" / name).read_bytes(), name
+    assert b"CreationDate" not in (four_runs / "first" / "margin.pdf").read_bytes()

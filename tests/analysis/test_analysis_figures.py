@@ -1,0 +1,189 @@
+"""What is on the figures and in the table."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import rgb_to_hsv, to_rgb
+from matplotlib.figure import Figure
+
+from analysis import load, tables
+from analysis.figures import margin, rejected_prob, style
+
+
+def note(figure: Figure) -> str:
+    return " ".join(figure.texts[-1].get_text().replace("\N{NO-BREAK SPACE}", " ").split())
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for box in figure.legends for text in box.get_texts()]
+
+
+def measured(ax: Axes) -> list[Any]:
+    return [line for line in ax.lines if line.get_linewidth() == 1.6]
+
+
+def dashed(ax: Axes) -> list[Any]:
+    return [line for line in ax.lines if line.get_color() == "black"]
+
+
+def draw(module: Any, path: Path) -> Figure:
+    sweep = load(path)
+    figure: Figure = module.draw(sweep.runs, sweep.history)
+    return figure
+
+
+def test_rejected_prob_shows_dpo_and_ipo_by_beta_on_one_axis(four_runs: Path) -> None:
+    figure = draw(rejected_prob, four_runs)
+    (ax,) = figure.axes
+    assert len(measured(ax)) == 4
+    assert legend(figure) == ["DPO β = 0.1", "DPO β = 0.5", "IPO β = 0.1", "IPO β = 0.5"]
+    assert note(figure) == "4 of 4 runs. One seed per curve."
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("step (optimiser updates)", "π(rejected)")
+    assert figure.get_figwidth() == pytest.approx(85 / 25.4)
+
+
+def test_a_probability_of_minus_2000_nats_is_drawn_where_it_is(write_sweep: Any, make_run: Any) -> None:
+    figure = draw(rejected_prob, write_sweep(make_run(log_pi_rejected=-2000.0), make_run("ipo", 0.5)))
+    (ax,) = figure.axes
+    y = np.asarray(measured(ax)[0].get_ydata())
+    assert np.isfinite(y).all() and y[-1] == pytest.approx(-2000 / math.log(10))
+    low, _ = ax.get_ylim()
+    assert low < -868
+    figure.draw_without_rendering()
+    labels = [tick.get_text() for tick in ax.get_yticklabels()]
+    assert "$10^{-800}$" in labels and "1" in labels
+
+
+@pytest.mark.parametrize("y, text", [
+    (0.0, "1"), (-1.0, "0.1"), (math.log10(0.25), "0.25"), (math.log10(0.005), "0.005"),
+    (-12.0, "$10^{-12}$"), (math.log10(2e-12), "2$\\times10^{-12}$"),
+])  # fmt: skip
+def test_narrow_axes_are_labelled_with_probabilities(y: float, text: str) -> None:
+    assert rejected_prob._probability(y) == text
+
+
+def test_margin_has_a_panel_per_loss_with_theory_over_the_measured_line(four_runs: Path) -> None:
+    figure = draw(margin, four_runs)
+    dpo, ipo = figure.axes
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["DPO", "IPO"]
+    for ax in (dpo, ipo):
+        assert len(measured(ax)) == len(dashed(ax)) == 2
+        for line, theory in zip(measured(ax), dashed(ax), strict=True):
+            assert theory.get_zorder() > line.get_zorder() and theory.get_linewidth() < line.get_linewidth()
+            assert np.asarray(theory.get_ydata()) == pytest.approx(np.asarray(line.get_ydata()), abs=0.02)
+    targets = [
+        np.asarray(line.get_ydata())[0] for line in ipo.lines if line.get_linewidth() == margin.TARGET["linewidth"]
+    ]
+    assert targets == [5.0, 1.0]
+    assert legend(figure)[-2:] == ["theory, K from step 0", "IPO target 1/(2β)"]
+    assert "K = |∇h|² as at step 0 (approximate if K drifts)" in note(figure)
+
+
+def test_many_pairs_leave_only_the_target_and_the_figure_says_so(write_sweep: Any, make_run: Any) -> None:
+    figure = draw(margin, write_sweep(make_run("dpo", pairs=64), make_run("ipo", pairs=64)))
+    assert not any(dashed(ax) for ax in figure.axes)
+    assert legend(figure) == ["DPO β = 0.1", "IPO β = 0.1", "IPO target 1/(2β)"]
+    assert "No theory line: DPO β = 0.1, IPO β = 0.1." in note(figure)
+
+
+def test_an_unknown_loss_is_drawn_without_a_line(write_sweep: Any, make_run: Any) -> None:
+    hinge = {"loss": {"name": "hinge", "beta": 0.1}}
+    figure = draw(margin, write_sweep(make_run("dpo", changes=hinge)))
+    (ax,) = figure.axes
+    assert ax.get_title(loc="left") == "hinge" and len(measured(ax)) == 1 and not dashed(ax)
+
+
+def test_seeds_become_a_mean_and_a_band_and_their_number_is_stated(write_sweep: Any, make_run: Any) -> None:
+    runs = [make_run(loss, seed=s, noise=0.05) for loss in ("dpo", "ipo") for s in range(5)]
+    path = write_sweep(*runs)
+    for module, quantity in ((margin, "h"), (rejected_prob, "log π")):
+        figure = draw(module, path)
+        assert sum(len(measured(ax)) for ax in figure.axes) == sum(len(ax.collections) for ax in figure.axes) == 2
+        assert f"10 of 10 runs. Line: mean of {quantity} over 5 seeds; band: its 95 % t interval." in note(figure)
+
+
+def test_a_diverged_run_is_marked_and_neither_moves_the_axis_nor_the_mean(write_sweep: Any, make_run: Any) -> None:
+    blown = make_run("ipo", seed=9, lr=0.01, noise=1e6, state="diverged", stopped_at=12, reason="loss is not finite")
+    blown.log_pi_rejected = -1e5
+    path = write_sweep(make_run("ipo", seed=1, lr=0.01), make_run("ipo", seed=2, lr=0.01), blown)
+    for module, limit in ((margin, 6.0), (rejected_prob, 3.0)):
+        figure = draw(module, path)
+        (ax,) = figure.axes
+        low, high = ax.get_ylim()
+        assert max(abs(low), abs(high)) < limit
+        (cross,) = [line for line in ax.lines if line.get_marker() == "x"]
+        ((x, y),) = np.asarray(cross.get_xydata())
+        assert x == 12 and low < y < high
+        assert "diverged here" in legend(figure)
+        assert "3 of 3 runs; 1 diverged at step 12." in note(figure) and "not in the mean" in note(figure)
+
+
+def test_other_settings_get_panels_of_their_own(write_sweep: Any, make_run: Any) -> None:
+    path = write_sweep(*(make_run(loss, lr=lr) for loss in ("dpo", "ipo") for lr in (0.01, 0.1)))
+    assert [ax.get_title(loc="left") for ax in draw(rejected_prob, path).axes] == ["lr = 0.01", "lr = 0.1"]
+    assert [ax.get_title(loc="left") for ax in draw(margin, path).axes] == [
+        "DPO, lr = 0.01", "IPO, lr = 0.01", "DPO, lr = 0.1", "IPO, lr = 0.1"
+    ]  # fmt: skip
+
+
+def test_nothing_on_a_figure_overlaps(write_sweep: Any, make_run: Any) -> None:
+    runs = [make_run(loss, b, lr=lr, steps=4) for loss in ("dpo", "ipo") for b in (0.1, 0.2, 1) for lr in (0.01, 0.1)]
+    path = write_sweep(*runs, make_run("ipo", 0.5, state="diverged", stopped_at=2, reason="x"))
+    for module in (margin, rejected_prob):
+        figure = draw(module, path)
+        figure.draw_without_rendering()
+        boxes = [ax.get_tightbbox() for ax in figure.axes]
+        boxes += [box.get_window_extent() for box in figure.legends] + [figure.texts[-1].get_window_extent()]
+        for i, box in enumerate(boxes):
+            assert box is not None
+            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+            assert not any(box.overlaps(other) for other in boxes[i + 1 :] if other is not None)
+
+
+def test_a_loss_looks_the_same_everywhere_and_dpo_and_ipo_differ_without_colour() -> None:
+    assert style.look("dpo") != style.look("ipo") and style.look("dpo")[1] != style.look("ipo")[1]
+    assert style.look("kto") == style.look("kto") and style.look("kto")[1] not in ("o", "s")
+    shades = [style.shade("#D55E00", i, 4) for i in range(4)]
+    assert shades[0] == to_rgb("#D55E00")
+    assert all(rgb_to_hsv(a)[1] > rgb_to_hsv(b)[1] for a, b in pairwise(shades))
+
+
+def test_the_table_has_a_row_for_every_run_that_should_be(write_sweep: Any, make_run: Any) -> None:
+    path = write_sweep(make_run("dpo"), make_run("ipo"), make_run("ipo", 0.5, state="diverged", stopped_at=12))
+    (next(path.glob("dpo*")) / "config.json").unlink()
+    sweep = load(path)
+    table = tables.final(sweep.runs, sweep.history).set_index("label")
+    assert list(table["state"]) == ["unreadable", "finished", "diverged"]
+    assert table.loc["ipo_beta0.1_seed42", "target margin"] == 5.0
+    assert table.loc["ipo_beta0.5_seed42", "stopped at"] == 12
+    assert table["margin"].isna().to_list() == [True, False, False]
+    assert "config.json is missing" in table["problem"].iloc[0]
+    own = sweep.history[sweep.history["run"] == table.loc["ipo_beta0.1_seed42", "id"]]
+    assert table.loc["ipo_beta0.1_seed42", "margin"] == own["margin"].iloc[-1]
+    assert table.loc["ipo_beta0.1_seed42", "min log_pi/rejected"] == own["log_pi/rejected"].min()
+    assert table.loc["ipo_beta0.1_seed42", "max k2_on_data"] == own["k2_on_data"].max()
+
+
+def test_csv_restores_every_number_and_markdown_is_rectangular(four_runs: Path, tmp_path: Path) -> None:
+    sweep = load(four_runs)
+    table = tables.final(sweep.runs, sweep.history)
+    (tmp_path / "t.csv").write_text(tables.csv(table))
+    assert list(pd.read_csv(tmp_path / "t.csv", float_precision="round_trip")["margin"]) == list(table["margin"])
+    lines = tables.markdown(table).splitlines()
+    assert len(lines) == 2 + 4 and len({line.count("|") for line in lines}) == 1 and len(set(map(len, lines))) == 1
+
+
+@pytest.mark.parametrize("log_p, text", [
+    (0.0, "1"), (math.log(0.25), "0.25"), (-2000.0, "2.58e-869"), (math.log(9.999e-7), "1.00e-6"), (-math.inf, "0"),
+    (math.nan, ""),
+])  # fmt: skip
+def test_probabilities_are_written_from_their_logarithms(log_p: float, text: str) -> None:
+    assert tables.power_of_ten(log_p) == text
