@@ -1,7 +1,5 @@
 """`python -m analysis SWEEP_DIR`: the figures and the table of final values of one sweep."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence
@@ -60,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def summary(sweep: Sweep, table: pd.DataFrame) -> list[str]:
+def summary(sweep: Sweep, table: "pd.DataFrame") -> list[str]:
     """One line per curve: its final margin and pi(rejected), and for IPO whether it is within 1 % of its target."""
     from analysis.figures.margin import theory_over_seeds
     from analysis.statistics import curves
@@ -73,13 +71,13 @@ def summary(sweep: Sweep, table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _name(curve: Curve) -> str:
+def _name(curve: "Curve") -> str:
     beta = "" if curve.beta != curve.beta else f" beta={curve.beta:g}"
     setting = f" {curve.setting}" if curve.setting else ""
     return f"{curve.loss}{beta}{setting}"
 
 
-def _finals(rows: pd.DataFrame) -> str:
+def _finals(rows: "pd.DataFrame") -> str:
     from analysis.tables import power_of_ten
 
     finished = rows[rows["state"] == "finished"]

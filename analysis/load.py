@@ -1,7 +1,5 @@
 """Run directories -> tidy frames. `docs/run-directory.md`, format 1, is the whole of what this module knows."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping
@@ -242,7 +240,7 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _state_in_words(run: pd.Series[Any]) -> str:
+def _state_in_words(run: "pd.Series[Any]") -> str:
     state, problem = run["state"], run["problem"]
     if state in UNREAD:
         return f"{state}, left out: {problem}"

@@ -1,7 +1,5 @@
 """Seeds -> means and intervals. Pure: frames in, frames out."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -42,7 +40,8 @@ def curves(runs: pd.DataFrame) -> list[Curve]:
         setting = ", ".join(
             f"{axis.removesuffix('.name')} = {_short(value)}" for axis, value in zip(axes, values, strict=True)
         )
-        found.append(Curve(str(loss), float(beta), setting, tuple(group["id"])))
+        one_nan = math.nan if pd.isna(beta) else float(beta)  # one object, so that it equals itself in a key
+        found.append(Curve(str(loss), one_nan, setting, tuple(group["id"])))
     settings = {setting: position for position, setting in enumerate(dict.fromkeys(curve.setting for curve in found))}
     return sorted(found, key=lambda c: (settings[c.setting], order[c.loss], math.inf if math.isnan(c.beta) else c.beta))
 

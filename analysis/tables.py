@@ -1,7 +1,5 @@
 """The table of final values. Pure: frames in, a frame or text out."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

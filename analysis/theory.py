@@ -6,8 +6,6 @@ dh/dt = -eta K L1(h), so K is all a closed form must know of the model. K = 2 in
 network.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

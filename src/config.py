@@ -7,21 +7,25 @@ which parameters exist, their types and their ranges, so a typo is an error that
 import hashlib
 import inspect
 import json
+import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from pkgutil import resolve_name
 from typing import Annotated, Any, Literal
 
 import pydantic
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Len, Lt
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from src.errors import BadInput
 
-STRICT = pydantic.ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+# Defaults are validated too, so that 0 and 0.0 are one value with one hash, written or not.
+STRICT = pydantic.ConfigDict(
+    extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False, validate_default=True
+)
 
 # Parameters a target receives while training; all its others are configuration.
 RUN_TIME = {"pairs", "params", "step", "total", "tokenizer"}
@@ -48,7 +52,13 @@ class Choice:
         return name in inspect.signature(self.function).parameters
 
     def plain(self) -> dict[str, Any]:
-        return {"name": self.name, **self.params}
+        return {"name": self.name, **{key: _plain(value) for key, value in self.params.items()}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Choice):
+        return value.plain()
+    return {key: _plain(v) for key, v in value.items()} if isinstance(value, dict) else value
 
 
 Positive = Annotated[float, Gt(0)]
@@ -68,13 +78,14 @@ class RunConfig:
     tracking: Choice
     beta: Positive
     lr: Positive
-    seed: Annotated[int, Ge(0)]
+    seed: Annotated[int, Ge(0), Lt(2**63)]
     steps: Count
     batch_size: Count | Literal["full"]
     sampling: Literal["shuffle", "replacement", "sequential"]
     logps: Literal["sequence", "notebook_per_token"]
     dtype: Literal["float32", "float64", "bfloat16"]
     max_grad_norm: Positive | None
+    reference: Literal["always", "if_needed"]
     save: bool
 
     def plain(self) -> dict[str, Any]:
@@ -115,12 +126,18 @@ def run_config(config: DictConfig) -> tuple[RunConfig, Destination]:
     try:
         ours = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         plain = typing.cast(dict[str, Any], OmegaConf.to_container(ours, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        raise BadInput(f"{error.full_key} has no default: give {error.full_key}=…") from error
     except OmegaConfBaseException as error:
         raise BadInput(one_line(error)) from error
+    known = [f.name for f in (*fields(RunConfig), *fields(Destination))]
+    for key, value in plain.items():
+        if key not in known:
+            raise BadInput(no_such_key(f"{key}={value!r}", known))
     destination = {f.name: plain.pop(f.name, None) for f in fields(Destination)}
     # The top-level values first: loss.beta is usually a copy of beta, and the error should name what was typed.
-    scalars = {key: value for key, value in plain.items() if key not in GROUPS}
-    check(_model_of(RunConfig, exclude=GROUPS), scalars)
+    typed = {key: value for key, value in plain.items() if key not in GROUPS}
+    scalars = check(_model_of(RunConfig, exclude=GROUPS), typed)
     checked_destination = check(_model_of(Destination), destination)
     values: dict[str, Any] = scalars | {group: choice(group, plain.get(group)) for group in GROUPS}
     values["beta"] = values["loss"].params.get("beta", values["beta"])
@@ -133,12 +150,24 @@ def choice(group: str, node: Any) -> Choice:
     if not isinstance(node, dict) or "_target_" not in node or "name" not in node:
         raise BadInput(f"{group}={node!r} is not a choice of conf/{group}: it needs `_target_` and `name`")
     target, name = node["_target_"], node["name"]
+    if not isinstance(target, str) or not isinstance(name, str):
+        raise BadInput(f"{group}.name={name!r} and {group}._target_={target!r} must be strings")
     given = {key: value for key, value in node.items() if key not in {"_target_", "name"}}
+    given = {key: _nested(f"{group}.{key}", value) for key, value in given.items()}
     params = check(_model_of(_resolve(group, target)), given, prefix=f"{group}.")
     made = Choice(name, target, params)
     if group == "optimizer":
-        _try_optimizer(made)
+        _try_optimizer(made, given)
     return made
+
+
+def _nested(key: str, value: Any) -> Any:
+    """Choices inside a choice, such as the terms of `loss=mix`."""
+    if not isinstance(value, dict):
+        return value
+    if "_target_" in value:
+        return choice(key, value)
+    return {name: _nested(f"{key}.{name}", inner) for name, inner in value.items()}
 
 
 def check(model: type[pydantic.BaseModel], values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -146,7 +175,7 @@ def check(model: type[pydantic.BaseModel], values: Mapping[str, Any], prefix: st
     try:
         made = model.model_validate(values)
     except pydantic.ValidationError as error:
-        raise BadInput("; ".join(dict.fromkeys(_explain(e, prefix, model) for e in error.errors()))) from error
+        raise BadInput(_explain(error, values, prefix, model)) from error
     return {name: getattr(made, name) for name in type(made).model_fields}
 
 
@@ -154,13 +183,23 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _explain(error: Any, prefix: str, model: type[pydantic.BaseModel]) -> str:
-    key = prefix + str(error["loc"][0])
-    if error["type"] == "extra_forbidden":
-        return f"{key}={error['input']!r}: no such key; allowed are {', '.join(prefix + k for k in model.model_fields)}"
-    if error["type"] == "missing":
-        return f"{key} is missing"
-    return f"{key}={error['input']!r} is not allowed: {error['msg'][0].lower()}{error['msg'][1:]}"
+def no_such_key(override: str, allowed: Iterable[str]) -> str:
+    return f"{override}: no such key; allowed are {', '.join(allowed) or 'none'}"
+
+
+def _explain(
+    error: pydantic.ValidationError, values: Mapping[str, Any], prefix: str, model: type[pydantic.BaseModel]
+) -> str:
+    """One clause a key; a key of several types has an error for each, and any of them would do."""
+    reasons: dict[str | int, dict[str, None]] = {}
+    for e in error.errors():
+        key = e["loc"][0]
+        if e["type"] == "extra_forbidden":
+            return no_such_key(f"{prefix}{key}={e['input']!r}", [prefix + name for name in model.model_fields])
+        if e["type"] == "missing":
+            return f"{prefix}{key} is missing"
+        reasons.setdefault(key, {})[e["msg"][0].lower() + e["msg"][1:]] = None
+    return "; ".join(f"{prefix}{k}={values[k]!r} is not allowed: {' or '.join(why)}" for k, why in reasons.items())
 
 
 def _resolve(group: str, target: str) -> Callable[..., Any]:
@@ -173,31 +212,39 @@ def _resolve(group: str, target: str) -> Callable[..., Any]:
 @cache
 def _model_of(target: Callable[..., Any], exclude: tuple[str, ...] = ()) -> type[pydantic.BaseModel]:
     """A pydantic model with one field for each configuration parameter of `target`."""
-    hints = typing.get_type_hints(target, include_extras=True)
+    # Of a class, the hints of what is called: its constructor.
+    called = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+    hints = typing.get_type_hints(called, include_extras=True)
     definitions: dict[str, Any] = {}
     for name, parameter in inspect.signature(target).parameters.items():
         if name not in RUN_TIME and name not in exclude:
             default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            default = list(default) if isinstance(default, tuple) else default
             definitions[name] = (_config_type(hints.get(name, Any)), default)
     return pydantic.create_model(getattr(target, "__name__", "Config"), __config__=STRICT, **definitions)
 
 
 def _config_type(hint: Any) -> Any:
-    """A loss's hyper-parameter is a Tensor (one value a run) when it is called, and a number in the configuration."""
+    """A hyper-parameter may be a Tensor (one value a run) when it is used, and is a number in the configuration."""
     import torch
 
-    if typing.get_origin(hint) is Annotated and typing.get_args(hint)[0] is torch.Tensor:
-        return Annotated[(float, *typing.get_args(hint)[1:])]
-    if typing.get_origin(hint) is tuple:  # YAML has lists only
-        return list[typing.get_args(hint)[0]]  # type: ignore[misc]
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated and args[0] is torch.Tensor:
+        return Annotated[(float, *args[1:])]
+    if origin in {typing.Union, types.UnionType}:  # torch.optim's `float | Tensor`
+        return typing.Union[tuple(arg for arg in args if arg is not torch.Tensor)]  # noqa: UP007
+    if origin is tuple:  # YAML has lists only
+        items = list[_config_type(args[0])]  # type: ignore[misc]
+        return items if args[-1] is ... else Annotated[items, Len(len(args), len(args))]
     return hint
 
 
-def _try_optimizer(optimizer: Choice) -> None:
+def _try_optimizer(optimizer: Choice, given: Mapping[str, Any]) -> None:
     """torch.optim checks its own ranges when it is built; do that now rather than after a sweep has started."""
     import torch
 
     try:
         optimizer.build([torch.zeros(1, requires_grad=True)])
     except (ValueError, TypeError, RuntimeError) as error:
-        raise BadInput(f"optimizer={optimizer.name} with {dict(optimizer.params)}: {one_line(error)}") from error
+        typed = " ".join(f"optimizer.{key}={value}" for key, value in given.items())
+        raise BadInput(f"optimizer={optimizer.name} {typed}: {one_line(error)}") from error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from src.config import RunConfig
-from src.losses.base import start_of
+from src.losses.base import facts_of
 
 CAUSES = (
     "likely causes: reference log-probs of other data, other weights or another template; dropout left on; "
@@ -25,7 +25,7 @@ def step0_failures(
     """The runs that fail, with the reason in one line.
 
     Args:
-        log_ratios: [R, N, 2], nats. token_logps: [R, B, 2, T], for the size of a rounding error.
+        log_ratios: [R, N, K], nats. token_logps: [R, B, K, T], for the size of a rounding error.
     """
     eps = torch.finfo(getattr(torch, runs[0].dtype)).eps
     allowed_R = 64 * eps * (1 + token_logps.detach().sum(-1).abs().amax((1, 2)))
@@ -41,7 +41,7 @@ def step0_failures(
                 f"(rounding allows {allowed:.2g}); {CAUSES}"
             )
             continue
-        start = start_of(run.loss.function)
+        start = facts_of(run.loss).start
         if start is None:
             continue
         expected = start(**run.loss.params) * float(weights_RN[r].sum())

@@ -11,37 +11,45 @@ from torch import Tensor
 
 from src.policy.base import TokenLogps
 
-SIDES = ("chosen", "rejected")
+SIDES = {"chosen": 0, "rejected": -1}  # of a ranked list: its best and its worst
 
 
-def batch_metrics(logps: TokenLogps, reference: TokenLogps, beta_R: Tensor) -> dict[str, Tensor]:
+def batch_metrics(logps: TokenLogps, reference: TokenLogps | None, beta_R: Tensor) -> dict[str, Tensor]:
     """Metrics of one batch, each [R].
 
     Args:
-        logps, reference: values [R, B, 2, T].
+        logps, reference: values [R, B, K, T], best response first.
+            reference None: only what needs none is given.
         beta_R: the reward's scale, [R].
     """
-    mask = logps.mask
     token = logps.values.detach().double()
-    token_ratio = token - reference.values.double()
-    lengths = mask.sum(-1)
-    seq, ratio = token.sum(-1), token_ratio.sum(-1)  # [R, B, 2]
-    h = ratio[..., 0] - ratio[..., 1]
-    beta = beta_R.double()
+    lengths = logps.mask.sum(-1)
+    seq = token.sum(-1)  # [R, B, K]
     last = token.gather(-1, (lengths - 1).clamp(min=0)[..., None])[..., 0]
     metrics: dict[str, Tensor] = {}
-    for side, name in enumerate(SIDES):
+    for name, side in SIDES.items():
         metrics[f"logps/{name}"] = seq[..., side].mean(-1)
-        metrics[f"log_ratios/{name}"] = ratio[..., side].mean(-1)
-        metrics[f"rewards/{name}"] = beta * ratio[..., side].mean(-1)
         metrics[f"log_pi/{name}"] = _log_mean_exp(seq[..., side])
         metrics[f"log_pi/{name}_last_token"] = _log_mean_exp(last[..., side])
         metrics[f"log_pi/{name}_per_token"] = _log_mean_exp((seq / lengths)[..., side])
+    if reference is None:
+        return metrics
+    return metrics | _against_reference(token - reference.values.double(), logps.mask, beta_R.double())
+
+
+def _against_reference(token_ratio: Tensor, mask: Tensor, beta: Tensor) -> dict[str, Tensor]:
+    """Metrics of log-ratios to the reference, [R, B, K, T] by token."""
+    metrics: dict[str, Tensor] = {}
+    ratio = token_ratio.sum(-1)
+    h = ratio[..., 0] - ratio[..., -1]
+    for name, side in SIDES.items():
+        metrics[f"log_ratios/{name}"] = ratio[..., side].mean(-1)
+        metrics[f"rewards/{name}"] = beta * metrics[f"log_ratios/{name}"]
     metrics["margin"] = h.mean(-1)
     metrics["rewards/margins"] = beta * metrics["margin"]
     metrics["rewards/accuracies"] = (h > 0).double().mean(-1)
     metrics["implied_preference"] = torch.sigmoid(beta[:, None] * h).mean(-1)
-    tokens = lengths.sum((1, 2))
+    tokens = mask.sum((1, 2, 3))
     for name, k in _schulman(token_ratio).items():
         metrics[f"{name}_on_data"] = (k * mask).sum((1, 2, 3)) / tokens
     return metrics

@@ -3,12 +3,13 @@
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from src.errors import BadInput
 
@@ -17,17 +18,51 @@ from src.errors import BadInput
 def main(config: DictConfig) -> None:
     from src.launching.jobs import run_jobs  # imports torch, which --help should not wait for
 
-    run_jobs([(config, tuple(HydraConfig.get().overrides.task))])
+    try:
+        run_jobs([(config, tuple(HydraConfig.get().overrides.task))])
+    except BadInput as error:  # here, because Hydra adds a line of its own to what leaves a job
+        _refuse(str(error))
 
 
 def cli() -> None:
     # Hydra prints several lines and exits with 1; with this set it raises, and one line with code 2 is ours to print.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         main()
-    except (BadInput, HydraException, OmegaConfBaseException) as error:
-        print(f"margincall: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    except KeyboardInterrupt:  # before training began; `launch` handles the rest
+        sys.exit(130)
+    except Exception as error:
+        if not isinstance(error, BadInput | HydraException | OmegaConfBaseException) and not _raised_by_hydra(error):
+            raise
+        _refuse(_in_our_words(error))
+
+
+def _refuse(reason: str) -> NoReturn:
+    print(f"margincall: {' '.join(reason.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _raised_by_hydra(error: Exception) -> bool:
+    """Hydra refuses some command lines with a bare ValueError."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals["__name__"].startswith("hydra.")
+
+
+def _in_our_words(error: Exception) -> str:
+    """Hydra advises to append an unknown key with `+`, which would be refused next; say what there is instead."""
+    from src.config import no_such_key
+
+    unknown = error.__cause__
+    if isinstance(unknown, ConfigAttributeError | ConfigKeyError) and isinstance(unknown.parent_node, DictConfig):
+        prefix = str(unknown.full_key).removesuffix(str(unknown.key))
+        keys = [str(key) for key in unknown.parent_node if key not in {"_target_", "name", "hydra"}]
+        return no_such_key(str(error).rsplit("use +", 1)[-1], [prefix + key for key in keys])
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"{group}={name}: no such choice; allowed are {', '.join(error.options)}"
+    return str(error)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from src.data.pairs import PairData
 def stack_key(run: RunConfig, pairs: PairData) -> tuple[object, ...]:
     """Runs with equal keys have the same tensor shapes and the same steps; all else may differ within a stack."""
     model = {key: value for key, value in run.model.plain().items() if key != "seed"}
-    longest_row = max(len(x) + int(n) for x, n in zip(pairs.prompts, pairs.lengths_P2.max(axis=1), strict=True))
-    shape = (len(pairs), len(set(pairs.prompts)), longest_row, int(pairs.lengths_P2.max()))
+    longest = int(pairs.row_lengths.max()), int(pairs.lengths.max())
+    shape = (len(pairs), len(set(pairs.prompts)), pairs.ranks, *longest, bool(pairs.scores))
     device = run.compute.params["device"]
-    return repr(sorted(model.items())), shape, run.steps, run.batch_size, run.logps, run.dtype, device
+    return repr(sorted(model.items())), shape, run.steps, run.batch_size, run.logps, run.dtype, run.reference, device
 
 
 def plan_stacks(runs: Sequence[RunConfig], data: Sequence[PairData]) -> list[list[int]]:

@@ -46,7 +46,7 @@ class RunDirectory:
         """The state on disk; None where there is no readable status."""
         try:
             state: State = json.loads((self.path / "status.json").read_text())["state"]
-        except (FileNotFoundError, ValueError, KeyError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
             return None
         return state
 

@@ -64,27 +64,42 @@ class Wandb:
                 reinit="create_new",
                 settings=wandb.Settings(
                     console="off", silent=True, quiet=True, save_code=False, disable_git=True,
-                    disable_job_creation=True, x_disable_stats=True, x_disable_meta=True,
+                    disable_job_creation=True, symlink=False, x_save_requirements=False,
+                    x_disable_stats=True, x_disable_meta=True,
                 ),
             )  # fmt: skip
             run.define_metric("step", hidden=True)
             run.define_metric("*", step_metric="step")
             for name, summary in SUMMARIES.items():
                 run.define_metric(name, step_metric="step", summary=summary)
-        except (wandb.Error, OSError) as error:
-            log.warning("W&B is off for %s: %s", config["label"], error)
+        except Exception as error:
+            _gave_up(str(config["label"]), error)
             return _NoTracker()
-        return _WandbTracker(run)
+        return _WandbTracker(run, str(config["label"]))
 
 
 class _WandbTracker:
-    def __init__(self, run: Any) -> None:
-        self._run = run
+    def __init__(self, run: Any, label: str) -> None:
+        self._run, self._label = run, label
 
     def log(self, columns: Mapping[str, np.ndarray]) -> None:
+        if self._run is None:
+            return
         names = list(columns)
-        for row in zip(*(column.tolist() for column in columns.values()), strict=True):
-            self._run.log(dict(zip(names, row, strict=True)), step=int(row[0]))
+        try:
+            for row in zip(*(column.tolist() for column in columns.values()), strict=True):
+                self._run.log(dict(zip(names, row, strict=True)), step=int(row[0]))
+        except Exception as error:
+            self._run = _gave_up(self._label, error)
 
     def finish(self, exit_code: int) -> None:
-        self._run.finish(exit_code=exit_code)
+        if self._run is None:
+            return
+        try:
+            self._run.finish(exit_code=exit_code)
+        except Exception as error:
+            self._run = _gave_up(self._label, error)
+
+
+def _gave_up(label: str, error: Exception) -> None:
+    log.warning("W&B is off for %s: %s: %s", label, type(error).__name__, " ".join(str(error).split()))

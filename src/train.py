@@ -14,8 +14,10 @@ from torch import Tensor
 from src.config import RunConfig
 from src.data.pairs import PairData
 from src.data.sampling import batches
+from src.errors import BadInput
 from src.gate import step0_failures
 from src.logprobs import ReferenceLogps, pair_log_ratios
+from src.losses.base import facts_of
 from src.losses.stacked import StackLoss
 from src.metrics import batch_metrics
 from src.optim import StackOptimizer
@@ -63,24 +65,30 @@ def train_stack(
         Each run's outcome, and the policy after its last update.
     """
     shared = runs[0]
+    needs = [facts_of(run.loss) for run in runs]
+    check_ranks(runs, data)
+    vocabulary = any(need.vocabulary for need in needs)
     policy, reference = _policy_and_reference(runs, data, device, {} if references is None else references)
     loss_dtype = torch.float64 if shared.dtype == "float64" else torch.float32
     loss_of = StackLoss([run.loss for run in runs], device, loss_dtype)
     optimizer = StackOptimizer(policy, runs)
     beta = torch.tensor([run.beta for run in runs], device=device, dtype=torch.float64)
-    row_lengths_RP = torch.tensor(np.stack([_row_lengths(pairs) for pairs in data]), device=device)
+    row_lengths_RP = torch.tensor(np.stack([pairs.row_lengths for pairs in data]), device=device)
+    scores_RPK = torch.tensor([p.scores for p in data], device=device, dtype=loss_dtype) if data[0].scores else None
     order = [batches(len(p), r.batch_size, r.sampling, r.seed) for r, p in zip(runs, data, strict=True)]
     recorder = Recorder(len(runs), emit)
     outcomes = [Outcome() for _ in runs]
+    run_R1 = torch.arange(len(runs), device=device)[:, None]
     tokens_seen, pairs_seen = (torch.zeros(len(runs), device=device, dtype=torch.float64) for _ in range(2))
 
     for step in range(shared.steps):
         index_RB = torch.from_numpy(np.stack([next(indices) for indices in order])).to(device)
-        logps = policy.token_logps(index_RB)
-        ref = reference.of(index_RB, logps.values.shape[-1])
-        pairs, weights_RN = pair_log_ratios(logps, ref, row_lengths_RP.gather(1, index_RB), shared.logps)
+        logps = policy.token_logps(index_RB, vocabulary)
+        ref = None if reference is None else reference.of(index_RB, logps.values.shape[-1])
+        scores = None if scores_RPK is None else scores_RPK[run_R1, index_RB]
+        pairs, weights_RN = pair_log_ratios(logps, ref, row_lengths_RP.gather(1, index_RB), shared.logps, scores)
         loss_R = (weights_RN * loss_of(pairs)).sum(-1)
-        if step == 0:
+        if step == 0 and ref is not None:
             for run, reason in step0_failures(runs, pairs.log_ratios, logps.values, loss_R, weights_RN).items():
                 outcomes[run] = Outcome("failed", 0, 0, reason)
                 recorder.close_run(run, 0)
@@ -115,7 +123,7 @@ def train_stack(
         if recorder.due:
             recorder.flush()
         if on_step is not None:
-            on_step(step, metrics["margin"])
+            on_step(step, metrics.get("margin", torch.full_like(loss_R.detach(), torch.nan)))
 
     recorder.flush()
     for run, outcome in enumerate(outcomes):
@@ -124,13 +132,23 @@ def train_stack(
     return outcomes, policy
 
 
+def check_ranks(runs: Sequence[RunConfig], data: Sequence[PairData]) -> None:
+    """Raises BadInput where a pairwise loss would leave out the middle of a ranking without a word."""
+    for run, pairs in zip(runs, data, strict=True):
+        if pairs.ranks > 2 and not facts_of(run.loss).lists:
+            raise BadInput(
+                f"loss={run.loss.name} takes pairs, and data={run.data.name} ranks {pairs.ranks} responses a prompt: "
+                "use a listwise loss such as pair_logistic or list_mle"
+            )
+
+
 def _policy_and_reference(
     runs: Sequence[RunConfig],
     data: Sequence[PairData],
     device: torch.device,
     references: MutableMapping[Any, ReferenceLogps],
-) -> tuple[Policy, ReferenceLogps]:
-    """The policies before their first update, and the reference's log-probs of all pairs."""
+) -> tuple[Policy, ReferenceLogps | None]:
+    """The policies before their first update, and the reference's log-probs of all their data, if anything needs them."""
     specs = [run.model.build() for run in runs]
     place: dict[str, Any] = {
         "device": device,
@@ -138,19 +156,14 @@ def _policy_and_reference(
         "shifted": runs[0].logps != "notebook_per_token",
     }
     policy: Policy = type(specs[0]).stack(specs, data, **place)
-    key = (tuple(_model_key(run) for run in runs), tuple(pairs.fingerprint for pairs in data), *place.values())
+    needs = [facts_of(run.loss) for run in runs]
+    if not any(need.reference or run.reference == "always" for need, run in zip(needs, runs, strict=True)):
+        return policy, None
+    vocabulary = any(need.reference and need.vocabulary for need in needs)
+    models = tuple(repr(sorted(run.model.plain().items())) for run in runs)
+    key = (models, tuple(pairs.fingerprint for pairs in data), vocabulary, *place.values())
     if key not in references:
         copied = specs[0].init == "copy"
         start = policy if copied else type(specs[0]).stack(specs, data, **place, reference=True)
-        references[key] = reference_logps(start, data, device)
+        references[key] = reference_logps(start, data, device, vocabulary)
     return policy, references[key]
-
-
-def _model_key(run: RunConfig) -> str:
-    return repr(sorted(run.model.plain().items()))
-
-
-def _row_lengths(pairs: PairData) -> np.ndarray:
-    """Tokens of the prompt and the longer response, [P]."""
-    lengths: np.ndarray = np.array([len(x) for x in pairs.prompts]) + pairs.lengths_P2.max(axis=1)
-    return lengths

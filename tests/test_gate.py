@@ -7,6 +7,7 @@ import torch
 
 from src.gate import step0_failures
 from src.losses import pairwise
+from src.losses.base import Facts
 from tests.stacks import configs, train
 
 QUICK = "model=tabular dtype=float64 tracking=none steps=2 lr=0.1"
@@ -44,7 +45,7 @@ def test_independent_policies_have_no_known_start():
 
 def test_a_failing_run_stops_before_its_first_row_and_the_others_go_on(monkeypatch):
     runs = configs(f"loss=dpo {QUICK}", f"loss=ipo {QUICK}")
-    monkeypatch.setattr(pairwise.ipo, "start", lambda beta: 1.0)
+    monkeypatch.setattr(pairwise.ipo, "facts", Facts(start=lambda beta: 1.0))
     histories, outcomes = train(runs)
     assert [outcome.state for outcome in outcomes] == ["finished", "failed"]
     assert "step-0 gate" in outcomes[1].reason

@@ -1,21 +1,19 @@
 """The margin h against step, a panel per loss, and over the measured lines the closed forms of one pair under SGD."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
 
 from analysis import theory
 from analysis.figures import draw as d
-from analysis.figures import style
+from analysis.figures import looks, style
 from analysis.load import as_dicts
 from analysis.statistics import Curve, curves, over_seeds, set_apart
 
@@ -32,18 +30,18 @@ def draw(runs: pd.DataFrame, history: pd.DataFrame) -> Figure:
         raise ValueError("no run has a history to draw")
     panels: dict[str, list[Curve]] = {}
     for curve in found:
-        title = style.loss_name(curve.loss) + (f", {curve.setting}" if curve.setting else "")
+        title = looks.loss_name(curve.loss) + (f", {curve.setting}" if curve.setting else "")
         panels.setdefault(title, []).append(curve)
-    place = d.places(found)
+    look = looks.of_curves(found)
     stops = runs["stopped_at"].astype(float).to_dict()
     parts = {curve: set_apart(runs, curve) for curve in found}
     lines = {curve: theory_over_seeds(runs, history, parts[curve][0] or curve)[0] for curve in found}
     targets = {curve: theory.target_line(as_dicts(runs.loc[[curve.ids[0]]])[0]) for curve in found}
     keys = _keys(lines, targets) + ([d.diverged_key()] if any(blown for _, blown in parts.values()) else [])
-    legends = [d.legend(found, place), keys]
+    legends = [d.legend(found, look), keys]
     note = f"{d.note_on_runs(runs, found, 'h')}{_note_on_theory(found, lines)}"
-    with mpl.rc_context(style.RC):
-        figure, axes = style.sheet(list(panels), "step (optimiser updates)", "margin h (nats)", legends, note)
+    x_label = "step (optimiser updates; log scale from 1)"
+    with style.sheet(list(panels), x_label, "margin h (nats)", legends, note) as (figure, axes):
         for ax, members in zip(axes, panels.values(), strict=True):
             frames = {
                 part: over_seeds(history, part, COLUMN)
@@ -59,13 +57,15 @@ def draw(runs: pd.DataFrame, history: pd.DataFrame) -> Figure:
             for nth, curve in enumerate(members):
                 (steady, blown), line = parts[curve], lines[curve]
                 if steady:
-                    d.draw_curve(ax, frames[steady], curve, place, (nth, len(members)))
+                    d.draw_curve(ax, frames[steady], look[curve.loss, curve.beta], (nth, len(members)), log_steps=True)
                 for run in blown:
-                    d.draw_diverged(ax, frames[run], curve, place, stops[run.ids[0]])
+                    d.draw_diverged(ax, frames[run], look[curve.loss, curve.beta], stops[run.ids[0]])
                 if line is not None:
                     ax.plot(np.arange(len(line)), line, zorder=4, **THEORY)
                 if math.isfinite(targets[curve]):
                     ax.axhline(targets[curve], zorder=1.5, **TARGET)
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda h, _: f"{h:g}".replace("-", "−")))
+        d.count_steps_in_tens(axes[0])
     return figure
 
 
@@ -95,7 +95,7 @@ def _keys(lines: Mapping[Curve, theory.Array | None], targets: Mapping[Curve, fl
 def _note_on_theory(found: Sequence[Curve], lines: Mapping[Curve, theory.Array | None]) -> str:
     """What the closed forms are, and which curves have none though others of their loss might."""
     with_line = dict.fromkeys(curve.loss for curve in found if lines[curve] is not None)
-    without = list(dict.fromkeys(d.name(curve) for curve in found if lines[curve] is None))
+    without = list(dict.fromkeys(_unbroken(d.name(curve)) for curve in found if lines[curve] is None))
     note = ""
     if with_line:
         kinds = ", ".join(EXACTNESS.get(loss, loss) for loss in with_line)
@@ -104,3 +104,7 @@ def _note_on_theory(found: Sequence[Curve], lines: Mapping[Curve, theory.Array |
         names = ", ".join(without) if len(without) <= 3 else f"{len(without)} curves"
         note += f" No theory line: {names}."
     return note
+
+
+def _unbroken(text: str) -> str:
+    return text.replace(" ", "\N{NO-BREAK SPACE}")

@@ -4,11 +4,8 @@ The history holds natural logarithms, down to -2000 nats and below, where exp is
 log10 pi, with ticks written as probabilities; nothing is exponentiated.
 """
 
-from __future__ import annotations
-
 import math
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -16,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from analysis.figures import draw as d
-from analysis.figures import style
+from analysis.figures import looks, style
 from analysis.statistics import Curve, curves, over_seeds, set_apart
 
 COLUMN = "log_pi/rejected"
@@ -31,9 +28,9 @@ def draw(runs: pd.DataFrame, history: pd.DataFrame) -> Figure:
     each_its_panel = len({curve.loss for curve in found}) > TOGETHER
     panels: dict[str, list[Curve]] = {}
     for curve in found:
-        loss = style.loss_name(curve.loss) if each_its_panel else ""
+        loss = looks.loss_name(curve.loss) if each_its_panel else ""
         panels.setdefault(", ".join(part for part in (loss, curve.setting) if part), []).append(curve)
-    place = d.places(found)
+    look = looks.of_curves(found)
     stops = runs["stopped_at"].astype(float).to_dict()
     parts = {curve: set_apart(runs, curve) for curve in found}
     frames = {
@@ -44,19 +41,18 @@ def draw(runs: pd.DataFrame, history: pd.DataFrame) -> Figure:
     }
     calm = [frames[steady] for steady, _ in parts.values() if steady] or list(frames.values())
     keys = [d.diverged_key()] if any(blown for _, blown in parts.values()) else []
-    legends = [d.legend(found, place), keys]
+    legends = [d.legend(found, look), keys]
     note = d.note_on_runs(runs, found, "log π")
-    with mpl.rc_context(style.RC):
-        figure, axes = style.sheet(list(panels), "step (optimiser updates)", "π(rejected)", legends, note, 52.0)
+    with style.sheet(list(panels), "step (optimiser updates)", "π(rejected)", legends, note, 52.0) as (figure, axes):
         for ax, members in zip(axes, panels.values(), strict=True):
             style.frame_y(ax, [frame[["mean", "low", "high"]] for frame in calm])
             _probability_ticks(ax)
             for nth, curve in enumerate(members):
                 steady, blown = parts[curve]
                 if steady:
-                    d.draw_curve(ax, frames[steady], curve, place, (nth, len(members)))
+                    d.draw_curve(ax, frames[steady], look[curve.loss, curve.beta], (nth, len(members)))
                 for run in blown:
-                    d.draw_diverged(ax, frames[run], curve, place, stops[run.ids[0]])
+                    d.draw_diverged(ax, frames[run], look[curve.loss, curve.beta], stops[run.ids[0]])
     return figure
 
 

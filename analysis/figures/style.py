@@ -1,77 +1,49 @@
-"""What every figure shares: sizes, fonts, one colour and marker per loss, the sheet, the saving.
+"""What every figure shares: sizes, fonts, the sheet and its layout, the saving.
 
 Figures are drawn at the size they are printed at, one column (85 mm) wide, two columns if there are many panels.
 """
 
-from __future__ import annotations
-
 import math
 import textwrap
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
+import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 MM = 1 / 25.4  # inches
 COLUMN, PAGE = 85.0, 178.0  # mm
+POINTS = 7.5  # of the text
 RC: dict[Any, Any] = {
+    **sns.axes_style("ticks"),
+    **sns.plotting_context("paper", font_scale=POINTS / sns.plotting_context("paper")["font.size"]),
     "font.family": "DejaVu Sans",  # ships with matplotlib, so a figure looks the same on every machine
-    "font.size": 7.5,
-    "axes.labelsize": 7.5,
-    "axes.titlesize": 7.5,
     "axes.titlelocation": "left",
     "axes.titlepad": 3,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-    "legend.fontsize": 7,
     "axes.linewidth": 0.6,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
     "xtick.major.size": 2.5,
     "ytick.major.size": 2.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    "xtick.minor.size": 1.5,
     "axes.grid": True,
     "grid.color": "0.9",
     "grid.linewidth": 0.5,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4.0,
     "pdf.fonttype": 42,  # text stays text
+    "figure.dpi": 300,  # labels are measured as they will be drawn
     "savefig.dpi": 300,
 }
 
-# Okabe and Ito's colours, safe for colour-blind readers. Each loss keeps its own in every figure, and its marker
-# where colour is lost.
-LOSSES = {"dpo": ("#D55E00", "o"), "ipo": ("#0072B2", "s")}
-OTHERS = [(c, marker) for marker in "^vDPX<>" for c in ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")]
 
-
-def look(loss: str) -> tuple[str, str]:
-    """(colour, marker) of a loss: the same in every figure and session, since it follows from the name alone."""
-    return LOSSES.get(loss) or OTHERS[zlib.crc32(loss.encode()) % len(OTHERS)]
-
-
-def shade(colour: str, position: int, of: int) -> tuple[float, float, float]:
-    """The colour mixed with white: the first (smallest beta) of `of` stays pure, the last is lightest."""
-    white = 0.55 * position / max(of - 1, 1)
-    red, green, blue = (c + (1 - c) * white for c in to_rgb(colour))
-    return red, green, blue
-
-
-def loss_name(loss: str) -> str:
-    """`dpo` -> DPO for the losses known by their initials."""
-    return loss.upper() if loss in LOSSES else loss
-
-
+@contextmanager
 def sheet(
     titles: Sequence[str],
     x_label: str,
@@ -79,10 +51,11 @@ def sheet(
     legends: Sequence[Sequence[Line2D]],
     note: str,
     panel_height: float = 42.0,
-) -> tuple[Figure, list[Axes]]:
-    """An empty figure with one panel per title; below them each group of legend entries, then the note. Heights in mm.
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """An empty figure to draw on, one panel per title; below them each group of legend entries, then the note.
 
-    The geometry is worked out here, not by matplotlib's layout engines, so that nothing overlaps and nothing moves.
+    Heights in mm. The geometry is worked out here, not by matplotlib's layout engines, so that nothing overlaps and
+    nothing moves; the left margin is set on leaving, when the tick labels are known. Panels share their x axis.
     """
     wide = len(titles) > 4
     width, columns = (PAGE, 2) if wide else (COLUMN, 1)
@@ -94,47 +67,72 @@ def sheet(
     bottom = note_height + sum(legend_heights) + 10.5
     top = 6.0 if any(titles) else 2.5
     gap = 10.0 if any(titles) else 6.0
+    right = 5.0  # half of a six-digit tick label
     height = bottom + rows * panel_height + (rows - 1) * gap + top
-    figure = Figure(figsize=(width * MM, height * MM))
-    left, between = 15.0, 17.0
-    panel_width = (width - left - 3.0 - (columns - 1) * between) / columns
-    axes = []
-    for i, title in enumerate(titles):
-        row, column = divmod(i, columns)
-        x = left + column * (panel_width + between)
-        y = bottom + (rows - 1 - row) * (panel_height + gap)
-        ax = figure.add_axes((x / width, y / height, panel_width / width, panel_height / height))
-        ax.set_title(title)
-        ax.set_ylabel(y_label)
-        ax.yaxis.set_label_coords(-11.0 / panel_width, 0.5)
-        if i + columns >= len(titles):
-            ax.set_xlabel(x_label, labelpad=2)
-        else:
-            ax.tick_params(labelbottom=False)
-        axes.append(ax)
-    above = note_height + sum(legend_heights)
-    for entries, legend_height in zip((e for e in legends if e), legend_heights, strict=True):
-        figure.legend(
-            handles=list(entries),
-            loc="upper left",
-            bbox_to_anchor=(left / width, above / height),
-            ncols=legend_columns,
-            frameon=False,
-            borderaxespad=0,
-            borderpad=0,
-            handlelength=2.4,
-            columnspacing=1.5,
-            labelspacing=0.35,
-        )
-        above -= legend_height
-    figure.text(2 / width, 1.2 / height, "\n".join(note_lines), fontsize=7, color="0.3", va="bottom", linespacing=1.15)
-    return figure, axes
+
+    def place(left: float, label_at: float = 0.0) -> None:
+        """Put the panels where a left margin in mm leaves them; y labels `label_at` mm from their axis."""
+        between = left + 2.0
+        panel_width = (width - left - right - (columns - 1) * between) / columns
+        for i, ax in enumerate(axes):
+            row, column = divmod(i, columns)
+            x = left + column * (panel_width + between)
+            y = bottom + (rows - 1 - row) * (panel_height + gap)
+            ax.set_position((x / width, y / height, panel_width / width, panel_height / height))
+            ax.yaxis.set_label_coords(-label_at / panel_width, 0.5)
+
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(width * MM, height * MM))
+        axes: list[Axes] = []
+        for i, title in enumerate(titles):
+            ax = figure.add_axes((0, 0, 1, 1), label=str(i), sharex=axes[0] if axes else None)
+            ax.set_title(title)
+            if i + columns >= len(titles):
+                ax.set_xlabel(x_label, labelpad=2)
+            else:
+                ax.tick_params(labelbottom=False)
+            axes.append(ax)
+        sns.despine(fig=figure)
+        above = note_height + sum(legend_heights)
+        for entries, legend_height in zip((e for e in legends if e), legend_heights, strict=True):
+            figure.legend(
+                handles=list(entries),
+                loc="upper left",
+                bbox_to_anchor=(2 / width, above / height),
+                ncols=legend_columns,
+                frameon=False,
+                borderaxespad=0,
+                borderpad=0,
+                handlelength=2.4,
+                columnspacing=1.5,
+                labelspacing=0.35,
+            )
+            above -= legend_height
+        figure.text(2 / width, 1.2 / height, "\n".join(note_lines), size=7, color="0.3", va="bottom", linespacing=1.15)
+        place(left=15.0)
+
+        yield figure, axes
+
+        ticks = _tick_labels_width(figure, axes)
+        for ax in axes:
+            ax.set_ylabel(y_label)
+        place(left=math.ceil(ticks + 5.5), label_at=ticks + 1.0)  # 1 mm, a line of 3 mm, and 1.5 mm to the edge
 
 
-def sparse(n: int, position: int, of: int) -> tuple[int, int]:
-    """`markevery` for curve `position` of `of`: about six markers, set off so that curves do not hide each other's."""
-    every = max(1, n // 6)
-    return (every * (2 * position + 1)) // (2 * max(of, 1)), every
+def _tick_labels_width(figure: Figure, axes: Sequence[Axes]) -> float:
+    """How far, in mm, the widest tick label of a y axis without a label reaches to its left, as the renderer has it."""
+    figure.draw_without_rendering()
+    boxes = [(ax.bbox.x0, ax.yaxis.get_tightbbox()) for ax in axes]
+    return max((axis - box.x0 for axis, box in boxes if box is not None), default=0.0) / figure.dpi / MM
+
+
+def sparse(along: npt.ArrayLike, position: int, of: int) -> list[int]:
+    """Which points of curve `position` of `of` carry a marker: about six, spread evenly over where they lie `along` the
+    axis (rising), and set off so that curves do not hide each other's.
+    """
+    where = np.asarray(along, dtype=float)
+    wanted = where[0] + (where[-1] - where[0]) * (np.arange(6) + (position + 0.5) / max(of, 1)) / 6
+    return sorted({int(i) for i in np.searchsorted(where, wanted).clip(max=len(where) - 1)})
 
 
 def frame_y(ax: Axes, values: Sequence[npt.ArrayLike]) -> None:

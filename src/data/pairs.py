@@ -1,7 +1,7 @@
-"""Preference pairs as token ids: what every data source produces and every policy reads.
+"""Preferences as token ids: what every data source produces and every policy reads.
 
-Shape legend used all over `src`:  R runs of the stack, P pairs of the data, B pairs of a batch,
-2 = (chosen, rejected) in that order, T response tokens (padded).
+Shape legend used all over `src`:  R runs of the stack, P prompts with ranked responses, B of them in a batch, K responses
+ranked best first (a preference pair is K = 2: chosen, rejected), T response tokens (padded).
 """
 
 import hashlib
@@ -18,38 +18,59 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True)
 class PairData:
-    """P preference pairs. Token ids are what the policy sees: special tokens, templates and truncation already applied.
+    """P prompts, each with K ranked responses; for K = 2, preference pairs.
 
-    `candidates` lists the responses that exist, for policies that treat a whole response as one action; by default
-    those that occur, in order of first appearance, chosen first. `dropped` and `cut` count rows by reason.
+    Token ids are what the policy sees: special tokens, templates and truncation already applied. `scores` are rewards of
+    the responses from elsewhere, P x K, or empty. `candidates` lists the responses that exist, for policies that treat a
+    whole response as one action; by default those that occur, in order of first appearance. `dropped` and `cut` count
+    rows by reason.
     """
 
     prompts: tuple[Ids, ...]
-    chosen: tuple[Ids, ...]
-    rejected: tuple[Ids, ...]
+    responses: tuple[tuple[Ids, ...], ...]
+    scores: tuple[tuple[float, ...], ...] = ()
     candidates: tuple[Ids, ...] = ()
     dropped: Counter[str] = field(default_factory=Counter)
     cut: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         if not self.candidates:
-            both = (ids for pair in zip(self.chosen, self.rejected, strict=True) for ids in pair)
-            object.__setattr__(self, "candidates", tuple(dict.fromkeys(both)))
+            every = (ids for ranked in self.responses for ids in ranked)
+            object.__setattr__(self, "candidates", tuple(dict.fromkeys(every)))
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     @property
-    def lengths_P2(self) -> np.ndarray:
-        """Response lengths in tokens, [P, 2]."""
-        return np.array([(len(w), len(loser)) for w, loser in zip(self.chosen, self.rejected, strict=True)])
+    def ranks(self) -> int:
+        """K, the responses of a prompt."""
+        return len(self.responses[0])
+
+    @property
+    def chosen(self) -> tuple[Ids, ...]:
+        return tuple(ranked[0] for ranked in self.responses)
+
+    @property
+    def rejected(self) -> tuple[Ids, ...]:
+        return tuple(ranked[-1] for ranked in self.responses)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Response lengths in tokens, [P, K]."""
+        return np.array([[len(ids) for ids in ranked] for ranked in self.responses])
+
+    @property
+    def row_lengths(self) -> np.ndarray:
+        """Tokens of the prompt and its longest response, [P]."""
+        total: np.ndarray = np.array([len(ids) for ids in self.prompts]) + self.lengths.max(axis=1)
+        return total
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all token ids and their boundaries."""
         digest = hashlib.sha256()
-        for triple in zip(self.prompts, self.chosen, self.rejected, strict=True):
-            for ids in triple:
+        for prompt, ranked in zip(self.prompts, self.responses, strict=True):
+            for ids in (prompt, *ranked):
                 digest.update(np.array([len(ids), *ids], dtype="<i8").tobytes())
         return digest.hexdigest()
 
@@ -59,40 +80,44 @@ class PairData:
             "fingerprint": self.fingerprint,
             "pairs": len(self),
             "prompts": len(set(self.prompts)),
-            "response_tokens": [int(n) for n in self.lengths_P2.sum(axis=0)],
+            "response_tokens": [int(n) for n in self.lengths.sum(axis=0)[[0, -1]]],
             "dropped": dict(self.dropped),
             "cut": dict(self.cut),
         }
 
 
 def keep_usable(
-    rows: Iterable[tuple[Ids, Ids, Ids]],
+    rows: Iterable[tuple[Ids, ...]],
     source: str,
     dropped: Counter[str] | None = None,
     cut: Counter[str] | None = None,
     candidates: tuple[Ids, ...] = (),
+    scores: tuple[tuple[float, ...], ...] = (),
 ) -> PairData:
     """Drop rows no loss can learn from, count them by reason.
 
     Args:
-        rows: (prompt, chosen, rejected) token ids.
+        rows: token ids: prompt, then K responses, best first (chosen, rejected).
         source: what to call the data in an error.
         dropped, cut: counts from earlier stages, carried on.
+        scores: one of each response, for every row.
 
     Raises:
         BadInput: no row is left.
     """
-    kept: list[tuple[Ids, Ids, Ids]] = []
+    kept: list[tuple[Ids, ...]] = []
+    kept_scores: list[tuple[float, ...]] = []
     counts: Counter[str] = Counter(dropped or ())
-    for prompt, chosen, rejected in rows:
-        if not chosen or not rejected:
+    for i, (prompt, *ranked) in enumerate(rows):
+        if not all(ranked):
             counts["empty response"] += 1
-        elif chosen == rejected:
+        elif len(set(ranked)) < len(ranked):
             counts["chosen equal to rejected"] += 1
         else:
-            kept.append((prompt, chosen, rejected))
+            kept.append((prompt, *ranked))
+            kept_scores += [scores[i]] if scores else []
     if not kept:
         reasons = ", ".join(f"{n} x {reason}" for reason, n in counts.items()) or "it has no rows"
         raise BadInput(f"{source}: no usable pair ({reasons})")
-    prompts, chosen_all, rejected_all = zip(*kept, strict=True)
-    return PairData(prompts, chosen_all, rejected_all, candidates, counts, Counter(cut or ()))
+    prompts, responses = tuple(row[0] for row in kept), tuple(row[1:] for row in kept)
+    return PairData(prompts, responses, tuple(kept_scores), candidates, counts, Counter(cut or ()))

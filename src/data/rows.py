@@ -6,6 +6,8 @@ Everything else is read by `datasets`.
 
 import gzip
 import json
+import tempfile
+import textwrap
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,18 +38,16 @@ def read_rows(path: str, split: str) -> Iterator[tuple[str, Row]]:
         if local.name.endswith(JSON_SUFFIXES):
             yield from _json_rows(local, path)
         elif local.suffix in OTHER_BUILDERS:
-            # Streaming reads the file in place; without it `datasets` first copies it into the user's cache.
-            options = {"data_files": str(local), "split": split, "streaming": True}
-            yield from _dataset_rows(path, OTHER_BUILDERS[local.suffix], options)
+            yield from _local_rows(path, OTHER_BUILDERS[local.suffix], split, data_files=str(local))
         else:
             known = ", ".join((*JSON_SUFFIXES, *OTHER_BUILDERS))
             raise BadInput(f"{path}: cannot tell its format from its name; known are {known}")
     elif local.is_dir():
-        yield from _dataset_rows(path, str(local), {"split": split, "streaming": True})
+        yield from _local_rows(path, str(local), split)
     elif path.startswith(("/", ".", "~")) or path.count("/") > 1 or path.endswith((*JSON_SUFFIXES, *OTHER_BUILDERS)):
         raise BadInput(f"{path}: no such file")
     else:
-        yield from _dataset_rows(path, path, {"split": split})
+        yield from _dataset_rows(path, path, split)
 
 
 def _json_rows(file: Path, path: str) -> Iterator[tuple[str, Row]]:
@@ -95,15 +95,21 @@ def _checked(where: str, value: Any) -> tuple[str, Row]:
     return where, value
 
 
-def _dataset_rows(path: str, builder: str, options: dict[str, Any]) -> Iterator[tuple[str, Row]]:
+def _local_rows(path: str, builder: str, split: str, **options: Any) -> Iterator[tuple[str, Row]]:
+    """Read local files in place: without streaming `datasets` first copies them into the user's cache."""
+    with tempfile.TemporaryDirectory() as cache:  # even so it leaves lock files
+        yield from _dataset_rows(path, builder, split, streaming=True, cache_dir=cache, **options)
+
+
+def _dataset_rows(path: str, builder: str, split: str, **options: Any) -> Iterator[tuple[str, Row]]:
     """Rows of whatever `datasets` can load; a data set on the hub is kept in its cache and found there when offline."""
     import datasets
 
     datasets.disable_progress_bars()
-    source = f"{path}[{options['split']}]"
+    source = f"{path}[{split}]"
     try:
-        for number, row in enumerate(datasets.load_dataset(builder, **options), start=1):
+        for number, row in enumerate(datasets.load_dataset(builder, split=split, **options), start=1):
             yield f"{source}, row {number}", dict(row)
     except Exception as error:  # `datasets` raises a dozen kinds, from pyarrow's to the hub's
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = textwrap.shorten(str(error), 300, placeholder=" …") or type(error).__name__
         raise BadInput(f"{source}: cannot be read: {reason}") from error

@@ -53,7 +53,9 @@ class PairEncoder:
         self.adds_bos = tokenizer("a").input_ids[:1] == [self.bos] and self._ids("a")[:1] != (self.bos,)
 
     def encode(self, texts: Texts) -> Encoded:
-        """Raises Drop where a response alone leaves no room for a prompt token, or the prompt has no token."""
+        """Raises Drop where a response alone leaves no room for a prompt token, the prompt has no token, or the text
+        is not valid Unicode.
+        """
         prompt = self._prompt(texts)
         chosen, rejected = (self._response(text, texts.rendered) for text in (texts.chosen, texts.rejected))
         room = self.max_length - max(len(chosen), len(rejected))
@@ -83,5 +85,9 @@ class PairEncoder:
         return head + prompt[len(prompt) - (room - len(head)) :]
 
     def _ids(self, text: str) -> Ids:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair
+            raise Drop("text is not valid Unicode") from error
         # verbose=False: `transformers` would warn of a length that is dealt with here.
         return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)

@@ -58,6 +58,11 @@ def launch(cells: Sequence[Cell], destination: Destination, command: Sequence[st
     for stack in stacks:
         _try_model(configs[stack[0]], data[stack[0]], device)
     write_manifest(the_plan, command)
+    try:
+        for run in todo:
+            directories[run.id].create(the_plan.plain_config(run), command)
+    except OSError as error:
+        raise BadInput(f"output folder {the_plan.folder}: {error}") from error
 
     with SweepProgress(len(todo), sum(config.steps for config in configs)) as progress:
         found = len(the_plan.runs) - len(todo)
@@ -67,8 +72,6 @@ def launch(cells: Sequence[Cell], destination: Destination, command: Sequence[st
             + (f"; {found} already finished" if found else "")
             + (f"; {merged} cells ask for a run another cell already asks for" if merged else "")
         )
-        for run in todo:
-            directories[run.id].create(the_plan.plain_config(run), command)
         states: dict[str, State] = {}
         references: dict[Any, ReferenceLogps] = {}
         try:
@@ -164,14 +167,14 @@ def _end(
     seconds = round(time.monotonic() - started, 3)
     for run, outcome in zip(live, outcomes, strict=False):
         rows = outcome.steps_done or int(run.last.get("step", -1)) + 1
-        run.tracker.finish(0 if outcome.state in ENDED else 1)
         status: dict[str, Any] = {"steps_done": rows, "step": outcome.step, "reason": outcome.reason, **more}
         run.directory.end(outcome.state, train_seconds=seconds, **status)
+        run.tracker.finish(0 if outcome.state in ENDED else 1)
         if outcome.state != "finished":
             progress.say(f"{run.planned.label}: {outcome.state}: {outcome.reason}")
         else:
             progress.say(
-                f"{run.planned.label}: {rows} updates; margin h {run.last['margin']:.4g} nats; "
+                f"{run.planned.label}: {rows} updates; margin h {run.last.get('margin', float('nan')):.4g} nats; "
                 f"log pi(rejected) {run.last['log_pi/rejected']:.4g} nats; loss {run.last['loss']:.4g}"
             )
 

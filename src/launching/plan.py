@@ -81,7 +81,7 @@ def write_manifest(the_plan: Plan, command: Sequence[str]) -> None:
             runs.setdefault(run.id, entry)
         content = {"format": FORMAT, "name": the_plan.name, "command": list(command), "created": now()}
         write_json(path, {**content, "runs": list(runs.values())})
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"output folder {the_plan.folder}: {error}") from error
 
 

@@ -1,28 +1,46 @@
 """What a loss is: a pure function of the stack's log-ratios, with one value of each hyper-parameter a run."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated, Any, Protocol, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
-from annotated_types import Gt
+import torch
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor
+
+from src.config import Choice
 
 # Hyper-parameters: [R, 1] tensors in the call, plain numbers in the configuration, where the range is checked.
 Positive = Annotated[Tensor, Gt(0)]
+NonNegative = Annotated[Tensor, Ge(0)]
+Real = Annotated[Tensor, None]
+FlipRate = Annotated[Tensor, Interval(gt=0, lt=0.5)]  # share of labels believed to be wrong
+MaybeFlipRate = Annotated[Tensor, Interval(ge=0, lt=0.5)]
 
 
 @dataclass(frozen=True)
 class PairLogRatios:
-    """N pairs for each of R runs (N is the batch; with `logps=notebook_per_token`, its response tokens).
+    """N lists of K ranked responses, best first, for each of R runs; a pair is K = 2.
 
-    logps, ref_logps: log pi(y given x) and log ref(y given x) of (chosen, rejected), [R, N, 2], in nats.
-    lengths: response tokens each log-prob sums over, [R, N, 2].
+    N is the batch; with `logps=notebook_per_token`, its response tokens.
+
+    logps, ref_logps: log pi(y given x) and log ref(y given x), summed over the response, [R, N, K], in nats.
+    lengths: response tokens each log-prob sums over, [R, N, K].
+    scores: rewards of the responses from elsewhere, [R, N, K], where the data have them.
+    token_logps, ref_token_logps: [R, N, K, T], and mask, True on response tokens: for losses that ask for tokens.
+    log_pi, ref_log_pi: whole next-token distributions [R, N, K, T, V]: for losses that ask for the vocabulary.
     """
 
     logps: Tensor
     ref_logps: Tensor
     lengths: Tensor
+    scores: Tensor | None = None
+    token_logps: Tensor | None = None
+    ref_token_logps: Tensor | None = None
+    mask: Tensor | None = None
+    log_pi: Tensor | None = None
+    ref_log_pi: Tensor | None = None
 
     @cached_property
     def log_ratios(self) -> Tensor:
@@ -36,39 +54,60 @@ class PairLogRatios:
     @property
     def b(self) -> Tensor:
         """Log-ratio of the rejected response, [R, N]."""
-        return self.log_ratios[..., 1]
+        return self.log_ratios[..., -1]
 
     @property
     def h(self) -> Tensor:
         """Margin a - b, not scaled by beta, [R, N]."""
         return self.a - self.b
 
-    def rows(self, runs: Tensor) -> "PairLogRatios":
-        return PairLogRatios(self.logps[runs], self.ref_logps[runs], self.lengths[runs])
+    def of_runs(self, runs: Tensor) -> "PairLogRatios":
+        fields = {name: value[runs] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        fields.pop("log_ratios", None)
+        return replace(self, **fields)
 
 
-class Loss(Protocol):
-    """Gives the loss of every pair, [R, N]; keyword arguments are its hyper-parameters."""
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a loss, written by hand beside it; tests and the step-0 gate hold the code to it.
 
-    def __call__(self, pairs: PairLogRatios, **hyper: Any) -> Tensor: ...
+    start: its value where policy and reference are equal, as a function of the hyper-parameters; None where that depends
+        on the model.
+    optimum: the margin h = a - b that minimises it for one pair whose label is certain, infinity where more is always
+        better; None where the optimum is not a matter of h alone.
+    lists: takes K > 2 responses. reference: uses ref_logps. tokens, vocabulary: uses those fields.
+    """
+
+    start: Callable[..., float] | None = None
+    optimum: Callable[..., float] | None = None
+    lists: bool = False
+    reference: bool = True
+    tokens: bool = False
+    vocabulary: bool = False
 
 
 F = TypeVar("F", bound=Callable[..., Tensor])
 
 
-def starts_at(value: Callable[..., float]) -> Callable[[F], F]:
-    """State the loss of a policy that equals its reference, as a function of the hyper-parameters.
+def facts(depends: Callable[..., Facts] | None = None, **known: Any) -> Callable[[F], F]:
+    """Attach `Facts` to a loss; `depends` gives them from the parameters, for a loss made of others."""
 
-    Written down by hand beside the loss, not computed from it: the step-0 gate compares the two.
-    """
-
-    def mark(loss: F) -> F:
-        loss.start = value  # type: ignore[attr-defined]
+    def attach(loss: F) -> F:
+        loss.facts = depends or Facts(**known)  # type: ignore[attr-defined]
         return loss
 
-    return mark
+    return attach
 
 
-def start_of(loss: Callable[..., Tensor]) -> Callable[..., float] | None:
-    """The stated starting value; None for a loss whose start depends on the model."""
-    return cast(Callable[..., float] | None, getattr(loss, "start", None))
+def facts_of(loss: Choice) -> Facts:
+    """The facts of a configured loss. One that states none is taken to need the reference and nothing else."""
+    known = getattr(loss.function, "facts", Facts())
+    return known if isinstance(known, Facts) else cast(Facts, known(**loss.params))
+
+
+def exp(x: Tensor) -> Tensor:
+    """e^x that never overflows: beyond x = 88 value and slope stay those at 88, 1.7e38, near float32's largest number.
+
+    A plain exp gives inf there, and inf - inf or 0 * inf turns a run that is merely bad into NaN.
+    """
+    return torch.exp(x - (x - 88.0).clamp(min=0).detach())

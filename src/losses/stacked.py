@@ -18,10 +18,10 @@ class StackLoss:
     """
 
     def __init__(self, losses: Sequence[Choice], device: torch.device, dtype: torch.dtype) -> None:
-        members: dict[tuple[object, ...], list[int]] = defaultdict(list)
+        members: dict[tuple[str, str], list[int]] = defaultdict(list)
         for run, loss in enumerate(losses):
-            switches = tuple((k, v) for k, v in sorted(loss.params.items()) if not _is_number(v))
-            members[(loss.target, *switches)].append(run)
+            switches = repr([(k, v) for k, v in sorted(loss.params.items()) if not _is_number(v)])
+            members[loss.target, switches].append(run)
         self._groups = []
         for runs in members.values():
             first = losses[runs[0]]
@@ -36,12 +36,12 @@ class StackLoss:
         self._back = torch.argsort(order)
 
     def __call__(self, pairs: PairLogRatios) -> Tensor:
-        """Loss of every pair, [R, N]."""
+        """Loss of every list, [R, N]."""
         if len(self._groups) == 1:
             function, _, hyper = self._groups[0]
             loss: Tensor = function(pairs, **hyper)
             return loss
-        parts = [function(pairs.rows(runs), **hyper) for function, runs, hyper in self._groups]
+        parts = [function(pairs.of_runs(runs), **hyper) for function, runs, hyper in self._groups]
         return torch.cat(parts)[self._back]
 
 

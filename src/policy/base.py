@@ -15,15 +15,17 @@ from src.data.pairs import PairData
 class TokenLogps:
     """log pi of each response token given what precedes it, in nats.
 
-    values: [R, B, 2, T], 0 where padded; mask: True on response tokens, broadcastable to values' shape.
+    values: [R, B, K, T], 0 where padded; mask: True on response tokens, broadcastable to values' shape.
+    log_pi: the whole next-token distributions [R, B, K, T, V], where they were asked for.
     """
 
     values: Tensor
     mask: Tensor
+    log_pi: Tensor | None = None
 
     @property
     def lengths(self) -> Tensor:
-        """Response lengths in tokens, [R, B, 2] (or broadcastable to it)."""
+        """Response lengths in tokens, [R, B, K] (or broadcastable to it)."""
         return self.mask.sum(-1)
 
 
@@ -38,8 +40,11 @@ class Policy(Protocol):
 
     def parameters(self) -> Sequence[Tensor]: ...
 
-    def token_logps(self, index_RB: Tensor) -> TokenLogps:
-        """Log-probs of the responses of pairs `index_RB` (int64 indices into each run's data)."""
+    def token_logps(self, index_RB: Tensor, vocabulary: bool = False) -> TokenLogps:
+        """Log-probs of the responses of prompts `index_RB` (int64 indices into each run's data).
+
+        vocabulary: also keep the whole next-token distributions.
+        """
         ...
 
     def exact_metrics(self) -> dict[str, Tensor]:

@@ -31,25 +31,23 @@ class Layout:
 
 
 def padded_rows(batch: Sequence[Pair], *, shifted: bool) -> Layout:
-    """A row for each response: its prompt padded on the left, itself on the right, so that all responses start in the
-    same column. For any causal model.
+    """A row for each prompt and response, padded on the right. For any causal model.
+
+    Padding on the left would align the responses, but then a padding column sees no column at all, which is NaN in some
+    attentions, and models without position ids or with a recurrent state start at the wrong place.
 
     Args:
         shifted: a token is predicted from the column before it; otherwise from its own.
     """
     rows = [(prompt, ids) for prompt, *both in batch for ids in both]
-    mirrored = pad_ids([prompt[::-1] for prompt, _ in rows])
-    prompts_NP, prompt_mask_NP = (x.flip(1) for x in mirrored)
-    responses_NT, mask_NT = pad_ids([ids for _, ids in rows])
-    columns = prompts_NP.shape[1] + responses_NT.shape[1] - shifted  # the last column predicts nothing
-    attention_NC = torch.cat([prompt_mask_NP, mask_NT], 1)[:, :columns]
-    return Layout(
-        ids_NC=torch.cat([prompts_NP, responses_NT], 1)[:, :columns],
-        positions_NC=(attention_NC.cumsum(1) - 1).clamp(min=0),
-        attention=attention_NC,
-        keep_K=torch.arange(columns - responses_NT.shape[1], columns),
-        targets_NK=responses_NT.masked_fill(~mask_NT, NO_TOKEN),
-    )
+    ids_NC, attention_NC = pad_ids([(*prompt, *(ids[:-1] if shifted else ids)) for prompt, ids in rows])
+    targets_NC = torch.full_like(ids_NC, NO_TOKEN)
+    for n, (prompt, ids) in enumerate(rows):
+        first = len(prompt) - shifted
+        targets_NC[n, first : first + len(ids)] = torch.tensor(ids)
+    keep_K = torch.arange(min(len(prompt) for prompt, _ in rows) - shifted, ids_NC.shape[1])
+    positions_NC = torch.arange(ids_NC.shape[1]).expand_as(ids_NC)
+    return Layout(ids_NC, positions_NC, attention_NC, keep_K, targets_NC[:, keep_K])
 
 
 def packs(batch: Sequence[Pair], *, shifted: bool) -> Iterator[Layout]:

@@ -8,6 +8,7 @@ import glob
 import importlib.util
 import inspect
 import shutil
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -74,6 +75,8 @@ class Pretrained:
             path, gguf_file = path.parent, path.name
             if not (path / gguf_file).is_file():
                 raise BadInput(f"model.path={self.path!r}: no such file")
+        if not path.exists() and self.path.startswith(("/", ".", "~")):  # no name on the hub starts like that
+            raise BadInput(f"model.path={self.path!r}: no such folder")
         name = str(path) if path.exists() else self.path
         return {"pretrained_model_name_or_path": name, "gguf_file": gguf_file, "revision": self.revision or "main"}
 
@@ -231,9 +234,10 @@ def _load_model(spec: Pretrained, dtype: torch.dtype) -> Any:
         # Otherwise the weights stay quantised, and cannot be trained, wherever the package `kernels` is installed.
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model, info = _from_pretrained(transformers.AutoModelForCausalLM, spec, **options)
-    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    absent = sorted(str(key) for key in (*info["missing_keys"], *info["mismatched_keys"]))
     if absent:  # `transformers` would fill them with random numbers and go on
-        raise BadInput(f"model.path={spec.path!r} lacks weights of {type(model).__name__}: {', '.join(absent[:3])}, …")
+        names = textwrap.shorten(", ".join(absent), 100, placeholder=" …")
+        raise BadInput(f"model.path={spec.path!r} lacks weights of {type(model).__name__}: {names}")
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
         if spec.source()["gguf_file"] is None:
@@ -255,5 +259,5 @@ def _from_pretrained(auto_class: Any, spec: Pretrained, **options: Any) -> Any:
     except BadInput:
         raise
     except Exception as error:  # OSError, ValueError, KeyError, safetensors' own …: whatever is wrong with the files
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise BadInput(f"model.path={spec.path!r} cannot be loaded: {lines[0]}") from error
+        reason = textwrap.shorten(str(error), 300, placeholder=" …") or type(error).__name__
+        raise BadInput(f"model.path={spec.path!r} cannot be loaded: {reason}") from error

@@ -1,6 +1,6 @@
 """A softmax over K actions: the smallest policy, where everything is known exactly.
 
-Shapes: R runs, X tables (one, or one a prompt), K actions, P pairs, B pairs of a batch.
+Shapes: R runs, X tables (one, or one a prompt), K actions, P pairs, B pairs of a batch, N ranked responses.
 """
 
 from collections.abc import Sequence
@@ -79,13 +79,13 @@ class Tabular:
 
 
 def _cells(spec: Tabular, pairs: PairData) -> Tensor:
-    """(table, chosen action, rejected action) of every pair, [P, 3]."""
+    """Table and ranked actions of every prompt, [P, 1 + N]."""
     action = {ids: k for k, ids in enumerate(pairs.candidates)}
     if len(action) > spec.actions:
         raise BadInput(f"model.actions={spec.actions} is too few: the data have {len(action)} distinct responses")
     prompt = {ids: x for x, ids in enumerate(dict.fromkeys(pairs.prompts))}
-    rows = zip(pairs.prompts, pairs.chosen, pairs.rejected, strict=True)
-    return torch.tensor([[prompt[x] if spec.per_prompt else 0, action[w], action[lo]] for x, w, lo in rows])
+    rows = zip(pairs.prompts, pairs.responses, strict=True)
+    return torch.tensor([[prompt[x] if spec.per_prompt else 0, *(action[y] for y in ranked)] for x, ranked in rows])
 
 
 class TabularPolicy:
@@ -102,18 +102,21 @@ class TabularPolicy:
         self.runs = len(logits)
         self._weights = ParameterStack.of([{"logits": x} for x in logits], device, dtype)
         self._ref_log_pi = torch.stack(reference).to(device=device, dtype=torch.float64).log_softmax(-1)
-        self._cells = torch.stack(cells).to(device)  # [R, P, 3]
+        self._cells = torch.stack(cells).to(device)  # [R, P, 1 + N]
         self._run = torch.arange(self.runs, device=device)[:, None]
         self._mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
     def parameters(self) -> Sequence[Tensor]:
         return list(self._weights.values())
 
-    def token_logps(self, index_RB: Tensor) -> TokenLogps:
-        cells_RB3 = self._cells[self._run, index_RB]
+    def token_logps(self, index_RB: Tensor, vocabulary: bool = False) -> TokenLogps:
+        cells = self._cells[self._run, index_RB]
         log_pi_RXK = self._weights["logits"].log_softmax(-1)
-        values = log_pi_RXK[self._run[:, :, None], cells_RB3[..., :1], cells_RB3[..., 1:]]
-        return TokenLogps(values[..., None], self._mask.expand(*values.shape, 1))
+        values = log_pi_RXK[self._run[:, :, None], cells[..., :1], cells[..., 1:]]
+        whole = (
+            log_pi_RXK[self._run, cells[..., 0]][:, :, None, None].expand(*values.shape, 1, -1) if vocabulary else None
+        )
+        return TokenLogps(values[..., None], self._mask.expand(*values.shape, 1), whole)
 
     def exact_metrics(self) -> dict[str, Tensor]:
         """Exact KL(policy, reference) and entropy, mean over tables, and the distribution itself, in nats."""

@@ -3,7 +3,7 @@
 The same function as transformers' LlamaForCausalLM (a test holds them together), but R runs in one batched product,
 float64 all the way through when asked for, and no import of transformers.
 
-Shapes: R runs, N rows of a batch (2 a pair), S positions, D hidden, H heads, V vocabulary, T response tokens.
+Shapes: R runs, N rows of a batch (K a prompt), S positions, D hidden, H heads, V vocabulary, T response tokens.
 """
 
 import json
@@ -153,8 +153,8 @@ class TinyLlamaPolicy:
     def exact_metrics(self) -> dict[str, Tensor]:
         return {}
 
-    def token_logps(self, index_RB: Tensor) -> TokenLogps:
-        runs, batch = index_RB.shape
+    def token_logps(self, index_RB: Tensor, vocabulary: bool = False) -> TokenLogps:
+        runs = index_RB.shape[0]
         ids_RNS = self._ids[self._run, index_RB].flatten(1, 2)
         source_RNT = self._source[self._run, index_RB].flatten(1, 2)
         target_RNT = self._target[self._run, index_RB].flatten(1, 2)
@@ -162,9 +162,10 @@ class TinyLlamaPolicy:
         logits_RMV = self.logits(ids_RNS, source_RNT)
         if logits_RMV.dtype != torch.float64:
             logits_RMV = logits_RMV.float()
-        picked = logits_RMV.log_softmax(-1).gather(-1, target_RNT.reshape(runs, -1, 1))
-        values = picked.view(runs, batch, 2, -1)
-        return TokenLogps(values.masked_fill(~mask, 0), mask)
+        log_pi_RMV = logits_RMV.log_softmax(-1)
+        values = log_pi_RMV.gather(-1, target_RNT.reshape(runs, -1, 1)).view(mask.shape)
+        whole = log_pi_RMV.view(*mask.shape, -1) if vocabulary else None
+        return TokenLogps(values.masked_fill(~mask, 0), mask, whole)
 
     def logits(self, ids_RNS: Tensor, positions_RNT: Tensor) -> Tensor:
         """Next-token logits [R, N*T, V] at the given positions of right-padded rows."""
@@ -230,7 +231,7 @@ def _transposed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class _Rows:
-    """ids [R, P, 2, S]; source, target and mask of each response token [R, P, 2, T]. Shared data are broadcast over R."""
+    """ids [R, P, K, S]; source, target, mask of each response token [R, P, K, T]. Shared data are broadcast over R."""
 
     ids: Tensor
     source: Tensor
@@ -250,8 +251,8 @@ class _Rows:
 
     @staticmethod
     def _of_one(pairs: PairData, spec: TinyLlama, shifted: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        prompts = [prompt for prompt in pairs.prompts for _ in range(2)]
-        responses = [ids for both in zip(pairs.chosen, pairs.rejected, strict=True) for ids in both]
+        prompts = [prompt for prompt in pairs.prompts for _ in range(pairs.ranks)]
+        responses = [ids for ranked in pairs.responses for ids in ranked]
         highest = max(max(ids, default=0) for ids in (*prompts, *responses))
         if highest >= spec.vocab_size:
             raise BadInput(f"model.vocab_size={spec.vocab_size} is too small: the data use token id {highest}")
@@ -261,7 +262,7 @@ class _Rows:
         target, mask = pad_ids(responses)
         first = torch.tensor([len(prompt) for prompt in prompts])[:, None] - int(shifted)
         source = (first + torch.arange(target.shape[1])).clamp(max=ids.shape[1] - 1)
-        shape = (len(pairs), 2, -1)
+        shape = (len(pairs), pairs.ranks, -1)
         return ids.view(shape), source.view(shape), target.view(shape), mask.view(shape)
 
 

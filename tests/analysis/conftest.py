@@ -3,8 +3,6 @@
 Histories are those of a tabular softmax with one pair (K = 2), trained by plain gradient descent.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -33,7 +31,8 @@ class Run:
     reason: str = ""
     pairs: int = 1
     noise: float = 0.0
-    log_pi_rejected: float | None = None  # where it falls to, in a straight line, in place of the softmax's
+    log_pi_rejected: float | None = None  # where it falls to, in a straight line, in place of the softmax's …
+    log_pi_start: float = math.log(P)  # … and from where
     changes: dict[str, Any] = field(default_factory=dict)  # over config.json
 
     @property
@@ -77,7 +76,7 @@ class Run:
         log_z = np.logaddexp(np.logaddexp(h / 2, -h / 2) + math.log(P), math.log(1 - 2 * P))
         chosen, rejected = math.log(P) + h / 2 - log_z, math.log(P) - h / 2 - log_z
         if self.log_pi_rejected is not None:
-            rejected = np.linspace(math.log(P), self.log_pi_rejected, n)
+            rejected = np.linspace(self.log_pi_start, self.log_pi_rejected, n)
         a, b = chosen - math.log(P), rejected - math.log(P)
         loss = np.logaddexp(0, -beta * h) if self.loss == "dpo" else (h - 1 / (2 * beta)) ** 2
         return {

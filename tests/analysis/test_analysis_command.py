@@ -1,7 +1,5 @@
 """`python -m analysis`: what it writes, prints, refuses."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,21 +1,24 @@
 """What is on the figures and in the table."""
 
-from __future__ import annotations
-
 import math
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.colors import rgb_to_hsv, to_rgb
+from matplotlib.colors import rgb_to_hsv
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from analysis import load, tables
-from analysis.figures import margin, rejected_prob, style
+from analysis.figures import draw as d
+from analysis.figures import looks, margin, rejected_prob, style
+from analysis.statistics import Curve
 
 
 def note(figure: Figure) -> str:
@@ -27,7 +30,7 @@ def legend(figure: Figure) -> list[str]:
 
 
 def measured(ax: Axes) -> list[Any]:
-    return [line for line in ax.lines if line.get_linewidth() == 1.6]
+    return [line for line in ax.lines if line.get_linewidth() == d.WIDTH]
 
 
 def dashed(ax: Axes) -> list[Any]:
@@ -134,26 +137,146 @@ def test_other_settings_get_panels_of_their_own(write_sweep: Any, make_run: Any)
     ]  # fmt: skip
 
 
-def test_nothing_on_a_figure_overlaps(write_sweep: Any, make_run: Any) -> None:
+def like_the_default_sweep(make_run: Any) -> list[Any]:
+    """Its pi(rejected) needs tick labels such as 5×10^-8."""
+    ends = {("dpo", 0.1): -18.52, ("dpo", 0.5): -18.64, ("ipo", 0.1): -17.48, ("ipo", 0.5): -15.36}
+    return [
+        make_run(loss, beta, steps=300, log_pi_rejected=end, log_pi_start=-14.8) for (loss, beta), end in ends.items()
+    ]
+
+
+def eight_losses(make_run: Any) -> list[Any]:
+    names = ["dpo", "ipo", "sigmoid_norm", "distill", "plackett_luce", "aot_unpaired", "kto", "somebody_elses_loss"]
+    return [
+        make_run("ipo" if name == "ipo" else "dpo", beta, seed=seed, changes={"loss": {"name": name, "beta": beta}})
+        for seed, name in enumerate(names)
+        for beta in (0.1, 0.5)
+    ]
+
+
+def settings_and_a_divergence(make_run: Any) -> list[Any]:
     runs = [make_run(loss, b, lr=lr, steps=4) for loss in ("dpo", "ipo") for b in (0.1, 0.2, 1) for lr in (0.01, 0.1)]
-    path = write_sweep(*runs, make_run("ipo", 0.5, state="diverged", stopped_at=2, reason="x"))
-    for module in (margin, rejected_prob):
-        figure = draw(module, path)
-        figure.draw_without_rendering()
-        boxes = [ax.get_tightbbox() for ax in figure.axes]
-        boxes += [box.get_window_extent() for box in figure.legends] + [figure.texts[-1].get_window_extent()]
-        for i, box in enumerate(boxes):
-            assert box is not None
-            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
-            assert not any(box.overlaps(other) for other in boxes[i + 1 :] if other is not None)
+    return [*runs, make_run("ipo", 0.5, state="diverged", stopped_at=2, reason="x")]
 
 
-def test_a_loss_looks_the_same_everywhere_and_dpo_and_ipo_differ_without_colour() -> None:
-    assert style.look("dpo") != style.look("ipo") and style.look("dpo")[1] != style.look("ipo")[1]
-    assert style.look("kto") == style.look("kto") and style.look("kto")[1] not in ("o", "s")
-    shades = [style.shade("#D55E00", i, 4) for i in range(4)]
-    assert shades[0] == to_rgb("#D55E00")
+def numbers_of_every_size(make_run: Any) -> list[Any]:
+    return [
+        make_run(steps=12000, noise=1e8, log_pi_rejected=-2000.0),
+        make_run("ipo", 1e-5, lr=1e-6, noise=1e-7, log_pi_rejected=-1e-7, log_pi_start=-2e-7),
+    ]
+
+
+def texts(figure: Figure) -> dict[str, Bbox]:
+    """Every text that can be seen, and its box in pixels."""
+    figure.draw_without_rendering()
+    found = [*figure.texts, *(text for box in figure.legends for text in box.get_texts())]
+    for ax in figure.axes:
+        found += [ax.xaxis.label, ax.yaxis.label, ax.xaxis.get_offset_text(), ax.yaxis.get_offset_text()]
+        found += [child for child in ax.get_children() if isinstance(child, Text)]  # its titles
+        for axis in (ax.xaxis, ax.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = [
+                tick for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()) if low <= tick.get_loc() <= high
+            ]
+            found += [label for tick in ticks for label in (tick.label1, tick.label2)]
+    shown = [text for text in found if text.get_visible() and text.get_text()]
+    return {f"{i} {text.get_text()!r}": text.get_window_extent() for i, text in enumerate(shown)}
+
+
+@pytest.mark.parametrize("module", [margin, rejected_prob])
+@pytest.mark.parametrize(
+    "runs", [like_the_default_sweep, eight_losses, settings_and_a_divergence, numbers_of_every_size]
+)
+def test_nothing_on_a_figure_overlaps(runs: Any, module: Any, write_sweep: Any, make_run: Any) -> None:
+    figure = draw(module, write_sweep(*runs(make_run)))
+    boxes = texts(figure)
+    assert len(boxes) > 10 * len(figure.axes) / 2
+    assert [name for name, box in boxes.items() if not inside(box, figure)] == []
+    overlapping = [(one, two) for (one, a), (two, b) in combinations(boxes.items(), 2) if a.overlaps(b)]
+    assert overlapping == []
+    whole = [ax.get_tightbbox() for ax in figure.axes] + [legend.get_window_extent() for legend in figure.legends]
+    assert all(box is not None and inside(box, figure) for box in whole)
+    assert not any(one.overlaps(two) for one, two in combinations(whole, 2) if one is not None and two is not None)
+    assert not plt.get_fignums()  # seaborn brings pyplot, which is to own no figure
+
+
+def inside(box: Bbox, figure: Figure) -> bool:
+    return bool(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1)
+
+
+def test_the_margins_steps_are_counted_in_tens_from_0_and_rejected_probs_are_not(four_runs: Path) -> None:
+    figure = draw(margin, four_runs)
+    dpo, ipo = figure.axes
+    assert dpo.get_xscale() == ipo.get_xscale() == "symlog" and dpo.get_xlim() == ipo.get_xlim()
+    figure.draw_without_rendering()
+    low, high = ipo.get_xlim()
+    assert low < 0 and high > 59
+    assert [label.get_text() for label in ipo.get_xticklabels()][:4] == ["0", "1", "10", "100"]
+    assert [line.get_xdata()[0] for line in (*measured(dpo), *dashed(dpo))] == [0.0] * 4
+    zero, one, ten, hundred = dpo.transData.transform([(step, 0) for step in (0, 1, 10, 100)])[:, 0]
+    assert hundred - ten == pytest.approx(ten - one) and 0 < one - zero < ten - one
+    (ax,) = draw(rejected_prob, four_runs).axes
+    assert ax.get_xscale() == "linear"
+
+
+def test_the_lines_are_the_histories_to_the_last_bit(four_runs: Path) -> None:
+    sweep = load(four_runs)
+    lines = [line for ax in margin.draw(sweep.runs, sweep.history).axes for line in measured(ax)]
+    for line, run in zip(lines, sweep.runs.index, strict=True):
+        own = sweep.history[sweep.history["run"] == run]
+        assert list(line.get_xdata()) == list(own["step"]) and list(line.get_ydata()) == list(own["margin"])
+
+
+def test_a_gap_in_a_curve_stays_a_gap(write_sweep: Any, make_run: Any) -> None:
+    sweep = load(write_sweep(make_run()))
+    sweep.history.loc[20:22, "margin"] = math.nan
+    (ax,) = margin.draw(sweep.runs, sweep.history).axes
+    assert [(line.get_xdata()[0], line.get_xdata()[-1]) for line in measured(ax)] == [(0, 19), (23, 59)]
+    sweep.history["margin"] = math.nan
+    (ax,) = margin.draw(sweep.runs, sweep.history).axes
+    assert measured(ax) == []
+
+
+def test_markers_are_spread_over_the_axis_and_set_off_from_the_others() -> None:
+    first, second = (style.sparse(np.arange(300), turn, 2) for turn in (0, 1))
+    assert len(first) == len(second) == 6 and not {*first} & {*second}
+    assert np.ptp(np.diff(first)) <= 1
+    tens = style.sparse(d.LOG_STEPS.transform(np.arange(1000.0)), 0, 1)
+    assert tens == sorted({*tens}) and np.median(tens) < 100 < max(tens)
+    assert style.sparse([0.0], 3, 4) == [0] and style.sparse([0.0, 1.0], 0, 1) == [1]
+
+
+def test_known_losses_look_different_from_each_other_in_every_figure() -> None:
+    found = looks.of_losses(looks.NAMES)
+    assert len({*found.values()}) == len(looks.NAMES) > 40 and len({*looks.NAMES.values()}) == len(looks.NAMES)
+    assert all(looks.of_losses([loss]) == {loss: look} for loss, look in found.items())
+    assert len({*looks.LOOKS}) == len(looks.LOOKS) == 63
+    for one, two in pairwise(found.values()):
+        assert one.colour != two.colour and one.marker != two.marker
+
+
+def test_unknown_losses_share_a_look_neither_with_known_ones_nor_with_each_other() -> None:
+    spare = len(looks.LOOKS) - len(looks.NAMES)
+    unknown = [f"loss {i}" for i in range(spare)]
+    together = looks.of_losses([*reversed(unknown), *looks.NAMES])
+    assert len({*together.values()}) == len(looks.LOOKS)
+    assert looks.of_losses(["mine"]) == looks.of_losses(["mine"]) and "mine" not in looks.NAMES
+    assert len(looks.of_losses([*unknown, "one too many"])) == spare + 1
+    assert looks.loss_name("mine") == "mine" and looks.loss_name("slic_hf") == "SLiC-HF"
+
+
+def test_greater_betas_are_lighter() -> None:
+    found = [Curve("dpo", beta, "", ()) for beta in (0.5, 0.1, 1.0, 0.2)]
+    shades = [looks.of_curves(found)["dpo", beta].colour for beta in (0.1, 0.2, 0.5, 1.0)]
+    assert shades[0] == looks.COLOURS[0]
     assert all(rgb_to_hsv(a)[1] > rgb_to_hsv(b)[1] for a, b in pairwise(shades))
+
+
+def test_a_loss_without_beta_is_one_entry_of_the_legend(write_sweep: Any, make_run: Any) -> None:
+    changes = {"loss": {"name": "sft"}, "beta": None}
+    path = write_sweep(*(make_run(lr=lr, changes=changes) for lr in (0.1, 0.2)), make_run("ipo", lr=0.1))
+    for module in (margin, rejected_prob):
+        assert legend(draw(module, path))[:2] == ["SFT", "IPO β = 0.1"]
 
 
 def test_the_table_has_a_row_for_every_run_that_should_be(write_sweep: Any, make_run: Any) -> None:

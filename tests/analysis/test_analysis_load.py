@@ -1,7 +1,5 @@
 """Reading a sweep: everything that is there, nothing that is not, and a name for every run that is lacking."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

@@ -1,7 +1,5 @@
 """Which runs are one curve, and what its mean and interval are."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

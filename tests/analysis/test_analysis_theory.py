@@ -1,7 +1,5 @@
 """The closed forms, against the recursions they solve."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any
