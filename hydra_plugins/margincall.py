@@ -34,9 +34,10 @@ class StackLauncher(Launcher):
         self._loader, self._config = hydra_context.config_loader, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[Any]:
-        from src.launching.jobs import run_jobs
+        jobs = [(self._loader.load_sweep_config(self._config, list(o)), tuple(o)) for o in job_overrides]
+        from src.launching.jobs import run_jobs  # imports torch, which a typo should not wait for
 
-        run_jobs([(self._loader.load_sweep_config(self._config, list(o)), tuple(o)) for o in job_overrides])
+        run_jobs(jobs)
         return []
 
 

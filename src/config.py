@@ -86,6 +86,9 @@ class RunConfig:
     dtype: Literal["float32", "float64", "bfloat16"]
     max_grad_norm: Positive | None
     reference: Literal["always", "if_needed"]
+    objective: Literal["preference", "reward_model"]
+    kl_coef: Annotated[float, Ge(0)]
+    kl_form: Literal["reverse", "forward", "js", "k1", "k2", "k3"]
     save: bool
 
     def plain(self) -> dict[str, Any]:
@@ -97,10 +100,13 @@ class RunConfig:
     def id(self) -> str:
         """Hash of what can change the result.
 
-        Not where it is written or shown, nor how many threads and runs a stack has. `beta` and `lr` count through the loss and the optimizer that use them.
+        Not where it is written or shown, nor how many threads and runs a stack has. `beta` and `lr` count through the
+        loss and the optimizer that use them.
         """
         cannot_matter = {"tracking", "compute", "beta", "lr", "save"}
         relevant = {key: value for key, value in self.plain().items() if key not in cannot_matter}
+        if not self.kl_coef:
+            del relevant["kl_form"]
         relevant["device"] = self.compute.params["device"]
         canonical = json.dumps(relevant, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:10]
@@ -191,7 +197,7 @@ def _explain(
     error: pydantic.ValidationError, values: Mapping[str, Any], prefix: str, model: type[pydantic.BaseModel]
 ) -> str:
     """One clause a key; a key of several types has an error for each, and any of them would do."""
-    reasons: dict[str | int, dict[str, None]] = {}
+    reasons: dict[Any, dict[str, None]] = {}
     for e in error.errors():
         key = e["loc"][0]
         if e["type"] == "extra_forbidden":
@@ -234,7 +240,7 @@ def _config_type(hint: Any) -> Any:
     if origin in {typing.Union, types.UnionType}:  # torch.optim's `float | Tensor`
         return typing.Union[tuple(arg for arg in args if arg is not torch.Tensor)]  # noqa: UP007
     if origin is tuple:  # YAML has lists only
-        items = list[_config_type(args[0])]  # type: ignore[misc]
+        items: Any = list[_config_type(args[0])]  # type: ignore[misc]
         return items if args[-1] is ... else Annotated[items, Len(len(args), len(args))]
     return hint
 

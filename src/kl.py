@@ -41,8 +41,8 @@ def k3(log_ratio: Tensor) -> Tensor:
     """r - 1 - log r. Unbiased, >= 0, 0 only at log_ratio = 0. Schulman 2020, k3. Shapes as `k1`.
 
     Grows like r = exp(-log_ratio): inf where r exceeds the largest float, which it does for log-ratios below -88.7 in
-    float32 (-709.8 in float64). The gradient 1 - r is then -inf, never NaN. The rounding of a log-prob is what limits
-    small values, not this function, which is accurate to a few ulp: near 0, where r - 1 and log r cancel, by its series.
+    float32 (-709.8 in float64). The gradient 1 - r is then -inf, never NaN. Accurate to a few ulp, near 0 too, where
+    r - 1 and log r cancel and the series is used instead.
     """
     tiny = _exp_remainder(log_ratio.clamp(-_SERIES, _SERIES))
     x = log_ratio.clamp(min=torch.finfo(log_ratio.dtype).min)  # -inf too means r = inf, not inf - inf
@@ -79,8 +79,8 @@ def as_reward(estimator: Estimator, logps: Tensor, ref_logps: Tensor) -> Tensor:
     """The estimator subtracted from the reward: k(x) log pi(x) with k(x) held fixed, the score-function surrogate
     (Williams 1992; Ouyang et al. 2022, arXiv 2203.02155, Eq. 2, has k1 there). Its value means nothing.
 
-    On average over x ~ pi its gradient is grad KL(pi || ref) for k1, and grad KL(pi || ref) - grad KL(ref || pi) for k3;
-    as_loss + as_reward of one estimator is the gradient of that estimator's mean, which for k1 and k3 is KL(pi || ref).
+    On average over x ~ pi its gradient is grad KL(pi || ref) for k1, grad KL(pi || ref) - grad KL(ref || pi) for k3.
+    as_loss + as_reward of one estimator has the gradient of its mean, which for k1 and k3 is KL(pi || ref).
 
     Shapes and errors as `as_loss`. To be minimised, times the same coefficient: the sign is that of a penalty.
     """
@@ -98,8 +98,9 @@ def grpo_kl(logps: Tensor, ref_logps: Tensor, mask: Tensor, *, estimator: Estima
     Raises ValueError if the shapes differ or a response has no tokens.
     """
     kept = mask.bool()
-    if kept.shape != logps.shape:
-        raise ValueError(f"mask has shape {tuple(kept.shape)}, logps {tuple(logps.shape)}")
+    if not kept.shape == logps.shape == ref_logps.shape:
+        shapes = [tuple(x.shape) for x in (logps, ref_logps, mask)]
+        raise ValueError(f"logps, ref_logps and mask differ in shape: {shapes}")
     lengths = kept.sum(-1)
     if not bool((lengths > 0).all()):
         raise ValueError("a response has no tokens: its mean over tokens is undefined")
@@ -108,7 +109,7 @@ def grpo_kl(logps: Tensor, ref_logps: Tensor, mask: Tensor, *, estimator: Estima
 
 
 def reverse_kl(log_pi: Tensor, log_ref: Tensor) -> Tensor:
-    """KL(pi || ref) = sum_x pi log(pi/ref), exactly. Kullback & Leibler 1951, Eq. 2.4.
+    """KL(pi || ref) = sum_x pi log(pi/ref), exactly. Kullback & Leibler 1951.
 
     log_pi, log_ref: normalised log-probs over V outcomes (actions, tokens), [..., V], leading dimensions broadcast
     -> [...], nats. An outcome of log-prob -inf under pi counts 0 and passes no gradient; one that only ref excludes
@@ -127,13 +128,13 @@ def forward_kl(log_pi: Tensor, log_ref: Tensor) -> Tensor:
 
 
 def jensen_shannon(log_pi: Tensor, log_ref: Tensor) -> Tensor:
-    """KL(pi || m)/2 + KL(ref || m)/2, m = (pi + ref)/2: symmetric, within [0, log 2]. Lin 1991, IEEE Trans. IT 37, Eq.
-    4.1 (nats here). log 2 where pi and ref share no outcome. Shapes, -inf and errors as `reverse_kl`, but always finite.
+    """KL(pi || m)/2 + KL(ref || m)/2, m = (pi + ref)/2: symmetric, within [0, log 2], and log 2 where pi and ref share
+    no outcome. Lin 1991, IEEE Trans. Inf. Theory 37, Eq. 4.1 (nats here). Shapes, -inf and errors as `reverse_kl`, but
+    always finite.
     """
     _same_outcomes(log_pi, log_ref)
-    log_pi, log_ref = torch.broadcast_tensors(log_pi, log_ref)
     nowhere = (log_pi == -math.inf) & (log_ref == -math.inf)  # logaddexp has no gradient there
-    log_m = torch.logaddexp(log_pi.masked_fill(nowhere, 0.0), log_ref.masked_fill(nowhere, 0.0)) - math.log(2)
+    log_m = torch.logaddexp(torch.where(nowhere, 0.0, log_pi), torch.where(nowhere, 0.0, log_ref)) - math.log(2)
     return (reverse_kl(log_pi, log_m) + reverse_kl(log_ref, log_m)) / 2
 
 

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from src.kl import k1, k2, k3
 from src.policy.base import TokenLogps
 
 SIDES = {"chosen": 0, "rejected": -1}  # of a ranked list: its best and its worst
@@ -37,6 +38,16 @@ def batch_metrics(logps: TokenLogps, reference: TokenLogps | None, beta_R: Tenso
     return metrics | _against_reference(token - reference.values.double(), logps.mask, beta_R.double())
 
 
+def reward_metrics(rewards: TokenLogps, beta_R: Tensor) -> dict[str, Tensor]:
+    """A reward model's metrics, each [R]: its rewards stand where an implicit reward's stand, for one figure.
+
+    rewards: values [R, B, K, 1]. beta scales them as it scales log-ratios, so that margins are logits of a preference in
+    both cases; with beta = 1 the loss is the usual -log sigma(r_w - r_l).
+    """
+    found = _against_reference(rewards.values.detach().double(), rewards.mask, beta_R.double())
+    return {name: values for name, values in found.items() if name.startswith("rewards/") or "preference" in name}
+
+
 def _against_reference(token_ratio: Tensor, mask: Tensor, beta: Tensor) -> dict[str, Tensor]:
     """Metrics of log-ratios to the reference, [R, B, K, T] by token."""
     metrics: dict[str, Tensor] = {}
@@ -50,14 +61,9 @@ def _against_reference(token_ratio: Tensor, mask: Tensor, beta: Tensor) -> dict[
     metrics["rewards/accuracies"] = (h > 0).double().mean(-1)
     metrics["implied_preference"] = torch.sigmoid(beta[:, None] * h).mean(-1)
     tokens = mask.sum((1, 2, 3))
-    for name, k in _schulman(token_ratio).items():
-        metrics[f"{name}_on_data"] = (k * mask).sum((1, 2, 3)) / tokens
+    for k in (k1, k2, k3):
+        metrics[f"{k.__name__}_on_data"] = (k(token_ratio) * mask).sum((1, 2, 3)) / tokens
     return metrics
-
-
-def _schulman(log_ratio: Tensor) -> dict[str, Tensor]:
-    """k1, k2, k3 (Schulman 2020) with log_ratio = log pi - log ref, so r = ref/pi = exp(-log_ratio)."""
-    return {"k1": log_ratio, "k2": log_ratio.square() / 2, "k3": torch.expm1(-log_ratio) + log_ratio}
 
 
 def _log_mean_exp(x: Tensor) -> Tensor:

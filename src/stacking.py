@@ -13,7 +13,17 @@ def stack_key(run: RunConfig, pairs: PairData) -> tuple[object, ...]:
     longest = int(pairs.row_lengths.max()), int(pairs.lengths.max())
     shape = (len(pairs), len(set(pairs.prompts)), pairs.ranks, *longest, bool(pairs.scores))
     device = run.compute.params["device"]
-    return repr(sorted(model.items())), shape, run.steps, run.batch_size, run.logps, run.dtype, run.reference, device
+    return (
+        repr(sorted(model.items())),
+        shape,
+        run.steps,
+        run.batch_size,
+        run.logps,
+        run.dtype,
+        run.reference,
+        run.objective,
+        device,
+    )
 
 
 def plan_stacks(runs: Sequence[RunConfig], data: Sequence[PairData]) -> list[list[int]]:

@@ -1,5 +1,6 @@
 """The same rows to Weights & Biases: one W&B run for each run of the stack."""
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Wandb:
                 project=self.project,
                 entity=self.entity,
                 dir=str(folder),
-                id=f"{config['id']}-{str(config['sweep']).rsplit('-', 1)[-1]}",
+                id=f"{config['id']}-{hashlib.sha256(str(config['sweep']).encode()).hexdigest()[:6]}",
                 name=str(config["label"]),
                 group=str(config["sweep"]),
                 config={k: v for k, v in config.items() if k not in {"format", "tracking", "compute"}},
@@ -90,7 +91,8 @@ class _WandbTracker:
             for row in zip(*(column.tolist() for column in columns.values()), strict=True):
                 self._run.log(dict(zip(names, row, strict=True)), step=int(row[0]))
         except Exception as error:
-            self._run = _gave_up(self._label, error)
+            self._run = None
+            _gave_up(self._label, error)
 
     def finish(self, exit_code: int) -> None:
         if self._run is None:
@@ -98,7 +100,8 @@ class _WandbTracker:
         try:
             self._run.finish(exit_code=exit_code)
         except Exception as error:
-            self._run = _gave_up(self._label, error)
+            self._run = None
+            _gave_up(self._label, error)
 
 
 def _gave_up(label: str, error: Exception) -> None:

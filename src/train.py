@@ -18,10 +18,11 @@ from src.errors import BadInput
 from src.gate import step0_failures
 from src.logprobs import ReferenceLogps, pair_log_ratios
 from src.losses.base import facts_of
+from src.losses.penalty import StackPenalty
 from src.losses.stacked import StackLoss
-from src.metrics import batch_metrics
+from src.metrics import batch_metrics, reward_metrics
 from src.optim import StackOptimizer
-from src.policy.base import Policy
+from src.policy.base import Policy, TokenLogps
 from src.recording import Emit, Recorder
 from src.reference import reference_logps
 from src.store import State
@@ -65,15 +66,17 @@ def train_stack(
         Each run's outcome, and the policy after its last update.
     """
     shared = runs[0]
-    needs = [facts_of(run.loss) for run in runs]
     check_ranks(runs, data)
-    vocabulary = any(need.vocabulary for need in needs)
-    policy, reference = _policy_and_reference(runs, data, device, {} if references is None else references)
+    penalty = StackPenalty([run.kl_coef for run in runs], [run.kl_form for run in runs], device)
+    vocabulary = penalty.vocabulary or any(facts_of(run.loss).vocabulary for run in runs)
+    known = {} if references is None else references
+    policy, reference = _policy_and_reference(runs, data, device, known, vocabulary)
     loss_dtype = torch.float64 if shared.dtype == "float64" else torch.float32
     loss_of = StackLoss([run.loss for run in runs], device, loss_dtype)
     optimizer = StackOptimizer(policy, runs)
     beta = torch.tensor([run.beta for run in runs], device=device, dtype=torch.float64)
     row_lengths_RP = torch.tensor(np.stack([pairs.row_lengths for pairs in data]), device=device)
+    tokens_RP = torch.tensor(np.stack([pairs.lengths.sum(axis=1) for pairs in data]), device=device)
     scores_RPK = torch.tensor([p.scores for p in data], device=device, dtype=loss_dtype) if data[0].scores else None
     order = [batches(len(p), r.batch_size, r.sampling, r.seed) for r, p in zip(runs, data, strict=True)]
     recorder = Recorder(len(runs), emit)
@@ -84,11 +87,12 @@ def train_stack(
     for step in range(shared.steps):
         index_RB = torch.from_numpy(np.stack([next(indices) for indices in order])).to(device)
         logps = policy.token_logps(index_RB, vocabulary)
-        ref = None if reference is None else reference.of(index_RB, logps.values.shape[-1])
+        ref = _reference_of(reference, shared, index_RB, logps)
         scores = None if scores_RPK is None else scores_RPK[run_R1, index_RB]
         pairs, weights_RN = pair_log_ratios(logps, ref, row_lengths_RP.gather(1, index_RB), shared.logps, scores)
-        loss_R = (weights_RN * loss_of(pairs)).sum(-1)
-        if step == 0 and ref is not None:
+        kl_penalty_R = penalty(pairs)
+        loss_R = (weights_RN * loss_of(pairs)).sum(-1) + kl_penalty_R
+        if step == 0 and reference is not None:
             for run, reason in step0_failures(runs, pairs.log_ratios, logps.values, loss_R, weights_RN).items():
                 outcomes[run] = Outcome("failed", 0, 0, reason)
                 recorder.close_run(run, 0)
@@ -97,11 +101,12 @@ def train_stack(
         loss_R.sum().backward()  # type: ignore[no-untyped-call]
         optimizer.schedule(step)
         norms_R = optimizer.grad_norms()
-        tokens_seen += logps.lengths.sum((1, 2))
+        tokens_seen += tokens_RP.gather(1, index_RB).sum(-1)
         pairs_seen += index_RB.shape[1]
         metrics = {
             "loss": loss_R.detach(),
-            **batch_metrics(logps, ref, beta),
+            "kl_penalty": kl_penalty_R.detach(),
+            **(reward_metrics(logps, beta) if shared.objective == "reward_model" else batch_metrics(logps, ref, beta)),
             "grad_norm": norms_R,
             "lr": optimizer.lrs.clone(),
             "tokens": tokens_seen.clone(),
@@ -123,7 +128,7 @@ def train_stack(
         if recorder.due:
             recorder.flush()
         if on_step is not None:
-            on_step(step, metrics.get("margin", torch.full_like(loss_R.detach(), torch.nan)))
+            on_step(step, metrics.get("margin", torch.full_like(norms_R, torch.nan)))
 
     recorder.flush()
     for run, outcome in enumerate(outcomes):
@@ -142,11 +147,21 @@ def check_ranks(runs: Sequence[RunConfig], data: Sequence[PairData]) -> None:
             )
 
 
+def _reference_of(
+    reference: ReferenceLogps | None, run: RunConfig, index_RB: Tensor, logps: TokenLogps
+) -> TokenLogps | None:
+    """The batch's reference. A reward model's rewards are compared with none, which is a reference of 0."""
+    if run.objective == "reward_model":
+        return TokenLogps(torch.zeros_like(logps.values), logps.mask)
+    return None if reference is None else reference.of(index_RB, logps.values.shape[-1])
+
+
 def _policy_and_reference(
     runs: Sequence[RunConfig],
     data: Sequence[PairData],
     device: torch.device,
     references: MutableMapping[Any, ReferenceLogps],
+    vocabulary: bool,
 ) -> tuple[Policy, ReferenceLogps | None]:
     """The policies before their first update, and the reference's log-probs of all their data, if anything needs them."""
     specs = [run.model.build() for run in runs]
@@ -155,11 +170,11 @@ def _policy_and_reference(
         "dtype": DTYPES[runs[0].dtype],
         "shifted": runs[0].logps != "notebook_per_token",
     }
+    if runs[0].objective == "reward_model":
+        return type(specs[0]).stack(specs, data, **place, scalar_head=True), None
     policy: Policy = type(specs[0]).stack(specs, data, **place)
-    needs = [facts_of(run.loss) for run in runs]
-    if not any(need.reference or run.reference == "always" for need, run in zip(needs, runs, strict=True)):
+    if not any(run.reference == "always" or run.kl_coef or facts_of(run.loss).reference for run in runs):
         return policy, None
-    vocabulary = any(need.reference and need.vocabulary for need in needs)
     models = tuple(repr(sorted(run.model.plain().items())) for run in runs)
     key = (models, tuple(pairs.fingerprint for pairs in data), vocabulary, *place.values())
     if key not in references:

@@ -13,6 +13,7 @@ REFUSED = {
     "+loss.bta=0.1": ["loss.bta=0.1", "no such key", "loss.beta"],
     "+loss.beta.x=1": ["loss.beta", "{'x': 1}", "number"],
     "+optimizer.momentm=0.9": ["optimizer.momentm=0.9", "no such key", "optimizer.momentum"],
+    "loss=mix +loss.terms.a.bta=1": ["loss.terms.a.bta=1", "no such key", "loss.terms.a.beta"],
     "+data.path=x": ["data.path='x'", "no such key"],
     # wrong types
     "beta=abc": ["beta='abc'", "number"],
@@ -34,6 +35,7 @@ REFUSED = {
     "beta=inf": ["beta=inf", "finite"],
     "lr=0": ["lr=0", "greater than 0"],
     "lr=inf": ["lr=inf", "finite"],
+    "loss=mix loss.terms.a.beta=0": ["loss.terms.a.beta=0", "greater than 0"],
     "loss.beta=0": ["loss.beta=0", "greater than 0"],
     "steps=0": ["steps=0", "greater than or equal to 1"],
     "seed=-1": ["seed=-1", "greater than or equal to 0"],

@@ -52,7 +52,7 @@ def test_full_is_all_pairs_in_order_every_time(pairs, seed, sampling):
 def test_a_runs_batches_are_the_same_whoever_draws_beside_it(seed, sampling):
     alone = list(islice(batches(20, 3, sampling, seed), 10))
     mates = [batches(20, 3, sampling, seed), batches(20, 3, sampling, seed + 1)]
-    together = [[next(mate) for mate in mates][0] for _ in range(10)]
+    together = [first for first, _ in islice(zip(*mates, strict=True), 10)]
     assert np.array_equal(alone, together)
 
 

@@ -1,5 +1,7 @@
 """Learning-rate schedules: the factor on lr for update `step` of `total`."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,7 +39,7 @@ def test_it_rises_in_equal_parts_through_warmup_and_is_one_right_after(schedule,
 def test_after_warmup_it_only_falls_and_would_be_zero_one_update_past_the_last(schedule, span):
     total, warmup = span
     factors = [schedule(step, total, warmup_steps=warmup) for step in range(warmup, total)]
-    assert all(later < earlier for earlier, later in zip(factors, factors[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(factors))
     assert schedule(total, total, warmup_steps=warmup) == pytest.approx(0, abs=1e-12)
 
 

@@ -1,6 +1,7 @@
 """Which runs train together."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 
@@ -27,7 +28,8 @@ def pairs(*lengths: int) -> PairData:
      "max_grad_norm=1.0", "save=true"],
 )  # fmt: skip
 def test_runs_may_share_a_stack_whatever_loss_optimizer_schedule_and_seed_they_have(other):
-    assert stacks_of("loss=dpo", other) == [[0, 1]]
+    (stack,) = stacks_of("loss=dpo", other)
+    assert sorted(stack) == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -41,11 +43,11 @@ def test_runs_of_other_shapes_or_other_arithmetic_do_not(other):
 
 @pytest.mark.parametrize(
     ("other", "together"),
-    [(pairs(3, 3), True), (pairs(3, 2), True), (pairs(3), False), (pairs(4, 4), False), (pairs(3, 3, 3), False)],
+    [(pairs(3, 2), True), (pairs(3), False), (pairs(4, 2), False), (pairs(3, 3), False), (pairs(3, 2, 1), False)],
 )
 def test_data_may_differ_within_a_stack_if_their_tensors_have_the_same_shapes(other, together):
     made = configs(*[" ".join([*SMALL_LLAMA, "tracking=none"])] * 2)
-    assert len(plan_stacks(made, [pairs(3, 3), other])) == (1 if together else 2)
+    assert len(plan_stacks(made, [pairs(2, 3), other])) == (1 if together else 2)
 
 
 @pytest.mark.parametrize(("runs", "sizes"), [(3, [3]), (4, [4]), (5, [2, 3]), (9, [3, 3, 3]), (10, [3, 3, 4])])
@@ -65,7 +67,7 @@ def test_within_a_stack_runs_with_the_same_optimizer_are_neighbours():
     optimizers = ["sgd", "adam", "sgd", "adam", "rmsprop", "sgd"]
     (stack,) = stacks_of(*(f"optimizer={o} seed={i}" for i, o in enumerate(optimizers)))
     order = [optimizers[i] for i in stack]
-    changes = sum(a != b for a, b in zip(order, order[1:], strict=False))
+    changes = sum(a != b for a, b in pairwise(order))
     assert changes == len(set(optimizers)) - 1
 
 

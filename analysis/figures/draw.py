@@ -70,13 +70,17 @@ def draw_diverged(ax: Axes, frame: pd.DataFrame, look: looks.Look, stopped_at: f
     ax.set_ylim(low, high)
 
 
-def count_steps_in_tens(ax: Axes) -> None:
-    """Make the step axis, which the panels of a sheet share, 0, 1, 10, 100, … (`LOG_STEPS`).
+def count_steps_in_tens(ax: Axes, last: int) -> None:
+    """Make the step axis, which the panels of a sheet share, 0, 1, 10, 100, … (`LOG_STEPS`) up to the last step.
 
     Call it when all is drawn: seaborn takes points through the scale it finds and back, which costs their last digits.
     """
     ax.set_xscale("symlog", base=10, linthresh=1, linscale=0.5)
-    decades = [10**n for n in range(10)]
+    start, end = LOG_STEPS.transform(np.array([0.0, max(last, 1)]))
+    spare = 0.05 * (end - start)
+    low, high = LOG_STEPS.inverted().transform(np.array([start - spare, end + spare]))
+    ax.set_xlim(low, high)
+    decades = [10**n for n in range(1 + int(math.log10(high)))]
     ax.xaxis.set_major_locator(FixedLocator([0, *decades]))
     ax.xaxis.set_minor_locator(FixedLocator([digit * decade for decade in decades for digit in range(2, 10)]))
     ax.xaxis.set_major_formatter(

@@ -65,7 +65,7 @@ def draw(runs: pd.DataFrame, history: pd.DataFrame) -> Figure:
                 if math.isfinite(targets[curve]):
                     ax.axhline(targets[curve], zorder=1.5, **TARGET)
             ax.yaxis.set_major_formatter(FuncFormatter(lambda h, _: f"{h:g}".replace("-", "−")))
-        d.count_steps_in_tens(axes[0])
+        d.count_steps_in_tens(axes[0], last=int(history["step"].max()))
     return figure
 
 

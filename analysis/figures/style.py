@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -83,6 +84,7 @@ def sheet(
 
     with mpl.rc_context(RC):
         figure = Figure(figsize=(width * MM, height * MM))
+        FigureCanvasAgg(figure)  # opens no window, and keeps one renderer to measure texts with
         axes: list[Axes] = []
         for i, title in enumerate(titles):
             ax = figure.add_axes((0, 0, 1, 1), label=str(i), sharex=axes[0] if axes else None)
@@ -113,17 +115,16 @@ def sheet(
 
         yield figure, axes
 
-        ticks = _tick_labels_width(figure, axes)
+        ticks = _tick_labels_width(axes)
         for ax in axes:
             ax.set_ylabel(y_label)
         place(left=math.ceil(ticks + 5.5), label_at=ticks + 1.0)  # 1 mm, a line of 3 mm, and 1.5 mm to the edge
 
 
-def _tick_labels_width(figure: Figure, axes: Sequence[Axes]) -> float:
+def _tick_labels_width(axes: Sequence[Axes]) -> float:
     """How far, in mm, the widest tick label of a y axis without a label reaches to its left, as the renderer has it."""
-    figure.draw_without_rendering()
-    boxes = [(ax.bbox.x0, ax.yaxis.get_tightbbox()) for ax in axes]
-    return max((axis - box.x0 for axis, box in boxes if box is not None), default=0.0) / figure.dpi / MM
+    boxes = [(ax, ax.yaxis.get_tightbbox()) for ax in axes]
+    return max(((ax.bbox.x0 - box.x0) / ax.figure.dpi / MM for ax, box in boxes if box is not None), default=0.0)
 
 
 def sparse(along: npt.ArrayLike, position: int, of: int) -> list[int]:

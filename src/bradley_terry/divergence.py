@@ -81,9 +81,7 @@ def _quotient(data: Comparisons, group_of: Ints, groups: Ints, within: Array, fi
     """Slope and shift of each of G groups joined by one-sided comparisons; both 0 for the group `fixed`. [G], [G]."""
     G = len(groups)
     position = {int(g): k for k, g in enumerate(groups)}
-    weights: dict[
-        tuple[int, int], float
-    ] = {}  # (group that won, group that lost) -> sum of count/total e^{-gap within}
+    weights: dict[tuple[int, int], float] = {}  # (group that won, group that lost): sum of count/total e^{-gap within}
     for i, j in np.argwhere(data.wins > 0):
         if group_of[i] != group_of[j] and group_of[i] in groups:
             edge = position[int(group_of[i])], position[int(group_of[j])]
@@ -106,7 +104,8 @@ def _quotient(data: Comparisons, group_of: Ints, groups: Ints, within: Array, fi
     tight = np.abs(D @ slope - 1) < TIGHT
     push = sizes * slope  # = D_tight^T multipliers, for some multipliers >= 0
     A = D[tight]
-    if not _all_positive(A[:, moves], push[moves]) or not _joined(edges[tight], G):
+    multipliers = _positive_multipliers(A[:, moves], push[moves])
+    if multipliers is None or not _joined(edges[tight], G):
         return slope, np.full(G, np.nan)
     c = np.array(list(weights.values()))[tight]
 
@@ -117,16 +116,18 @@ def _quotient(data: Comparisons, group_of: Ints, groups: Ints, within: Array, fi
         hessian = np.where(np.outer(moves, moves), (A.T * share) @ A, 0.0)
         return value, gradient, hessian
 
-    # Held fixed: the pinned group, or where there is none the sum of all scores, which every update conserves.
-    held = np.eye(G)[:, ~moves] if fixed is not None and not moves.all() else np.full((G, 1), G**-0.5)
-    shift = newton(balance, np.zeros(G), held)
-    if moves.all():
+    held = np.full((G, 1), G**-0.5) if moves.all() else np.eye(G)[:, ~moves]  # what `balance` does not depend on
+    start = np.zeros(G)  # exact if the tight wins are independent, when there is but one choice of multipliers
+    start[moves] = np.linalg.lstsq(A[:, moves], np.log(c / multipliers))[0]
+    shift = newton(balance, start, held)
+    if moves.all():  # every update conserves the sum of these scores
         shift = shift - sizes @ shift / sizes.sum()
     return slope, shift
 
 
-def _all_positive(A: Array, push: Array) -> bool:
-    """Are there multipliers > 0 for every tight win (else a gap grows by log log t besides)?"""
+def _positive_multipliers(A: Array, push: Array) -> Array | None:
+    """Multipliers > 0, one a tight win, with A^T multipliers = push; None if there are none: then a gap grows by
+    log log t besides."""
     m = len(A)
     found = linprog(
         np.append(np.zeros(m), -1.0),  # maximise the least multiplier
@@ -136,7 +137,7 @@ def _all_positive(A: Array, push: Array) -> bool:
         b_ub=np.zeros(m),
         bounds=[(None, None)] * m + [(None, 1.0)],
     )
-    return bool(found.success and -found.fun > TIGHT)
+    return np.asarray(found.x[:m]) if found.success and -found.fun > TIGHT else None
 
 
 def _joined(edges: Ints, nodes: int) -> bool:

@@ -71,7 +71,7 @@ class Fit:
 def fit(data: Comparisons, *, link: str = "logistic", reference: Hashable | None = None) -> Fit:
     """The maximum-likelihood estimate.
 
-    link: "logistic" (Bradley & Terry 1952, Biometrika 39, Eq. 3) or "probit" (Thurstone 1927, Mosteller 1951).
+    link: "logistic" (Bradley & Terry 1952) or "probit" (Thurstone 1927, Mosteller 1951), equations in `LINKS`.
     reference: the item whose score is 0. None: the scores sum to 0.
 
     Warns `NoFiniteEstimate` where Ford's condition fails, and then gives what the likelihood still determines.
@@ -87,7 +87,9 @@ def fit(data: Comparisons, *, link: str = "logistic", reference: Hashable | None
 
     likelihood, theta, null = maximise_within_groups(data, exists, link)
     n, at_home = data.n, data.home_wins is not None
-    covariance = np.linalg.inv(likelihood.information(theta) + null @ null.T) - null @ null.T
+    information = likelihood.information(theta)
+    size = information.diagonal().max() or 1.0  # any number would do but for rounding
+    covariance = np.linalg.inv(information + size * null @ null.T) - null @ null.T / size
     if pinned is not None:
         mates = np.flatnonzero(exists.groups == exists.groups[pinned])
         theta[mates] -= theta[pinned]
@@ -129,27 +131,25 @@ def maximise_within_groups(data: Comparisons, exists: Existence, link: str) -> t
 def newton(derivatives: Callable[[Array], tuple[float, Array, Array]], start: Array, null: Array) -> Array:
     """Minimise a convex function that is constant along the orthonormal columns of `null` [P, K]; start [P] -> [P].
 
-    Newton's method with backtracking. The step stays orthogonal to `null`, so that constraint is the start's.
+    Newton's method with backtracking. The step stays orthogonal to `null`, so that constraint is the start's. No step
+    is longer than 5 nats: curvatures change by e^5 over that.
     """
     x, flat = start, null @ null.T
     value, gradient, hessian = derivatives(x)
-    for _ in range(200):
-        step = -np.linalg.solve(hessian + flat, gradient)
+    scale, unresolved = abs(value), 0
+    for _ in range(500):
+        step = -np.linalg.solve(hessian + flat * (hessian.diagonal().max() or 1.0), gradient)
+        size = min(1.0, 5.0 / max(float(np.abs(step).max()), 5.0))
         decrement = -float(gradient @ step)
-        if decrement <= 1e-8 * (1 + abs(value)):  # from here the step squares the error, and values cannot judge it
-            x = x + step
-            value, gradient, hessian = derivatives(x)
-            if np.abs(step).max() <= 1e-9 * (1 + np.abs(x).max()):
-                return np.asarray(x)
-            continue
-        size = 1.0
-        while not (trial := derivatives(x + size * step))[0] <= value - 0.25 * size * decrement:
+        resolved = decrement > 1e-12 * max(scale, abs(value))  # below, rounding hides what a step does to the value
+        unresolved += not resolved
+        # Where counts are so uneven that rounding moves x by more than 1e-9, standard errors dwarf it: 50 steps will do.
+        if not resolved and (np.abs(step).max() <= 1e-9 * (1 + np.abs(x).max()) or unresolved > 50):
+            return np.asarray(x + step)
+        while (trial := derivatives(x + size * step))[0] > value - 0.25 * size * decrement and resolved:
             size /= 2
-            if size < 1e-12:
-                raise ArithmeticError("Newton's method found no descent")
-        x = x + size * step
-        value, gradient, hessian = trial
-    raise ArithmeticError("Newton's method did not converge in 200 steps")
+        x, (value, gradient, hessian) = x + size * step, trial
+    raise ArithmeticError("Newton's method did not converge in 500 steps")
 
 
 def _refuse_undetermined_home(data: Comparisons, exists: Existence) -> None:

@@ -19,7 +19,7 @@ from src.progress import SweepProgress
 from src.stacking import plan_stacks
 from src.store import ENDED, RunDirectory, State
 from src.tracking import Tracker
-from src.train import Outcome, train_stack
+from src.train import Outcome, check_ranks, train_stack
 
 
 @dataclass
@@ -111,7 +111,9 @@ def _try_model(config: RunConfig, pairs: PairData, device: torch.device) -> None
     """Build one policy and throw it away: a model that does not fit its data is found before anything is created."""
     spec = config.model.build()
     shifted = config.logps != "notebook_per_token"
-    type(spec).stack([spec], [pairs], device=device, dtype=torch.float32, shifted=shifted)
+    reward_model = config.objective == "reward_model"
+    type(spec).stack([spec], [pairs], device=device, dtype=torch.float32, shifted=shifted, scalar_head=reward_model)
+    check_ranks([config], [pairs])
 
 
 def _train(
@@ -173,10 +175,18 @@ def _end(
         if outcome.state != "finished":
             progress.say(f"{run.planned.label}: {outcome.state}: {outcome.reason}")
         else:
-            progress.say(
-                f"{run.planned.label}: {rows} updates; margin h {run.last.get('margin', float('nan')):.4g} nats; "
-                f"log pi(rejected) {run.last['log_pi/rejected']:.4g} nats; loss {run.last['loss']:.4g}"
-            )
+            progress.say(f"{run.planned.label}: {rows} updates; {_last_values(run.last)}")
+
+
+def _last_values(last: Mapping[str, float]) -> str:
+    """What there is of the numbers to look at first; a reward model has no margin in nats."""
+    shown = {
+        "margin": "margin h {:.4g} nats",
+        "rewards/margins": "reward margin {:.4g}",
+        "log_pi/rejected": "log pi(rejected) {:.4g} nats",
+        "loss": "loss {:.4g}",
+    }
+    return "; ".join(text.format(last[name]) for name, text in shown.items() if name in last)
 
 
 def _untracked() -> Tracker:

@@ -101,7 +101,7 @@ def _label(cell: Cell, varied: Sequence[str]) -> str:
     parts = [cell.config.loss.name]
     for key in varied:
         if key != "loss" and key in given:
-            is_group = key in {"optimizer", "scheduler", "model", "data", "logps", "sampling", "dtype"}
+            is_group = key in {"optimizer", "scheduler", "model", "data", "logps", "sampling", "dtype", "objective"}
             parts.append(given[key] if is_group else f"{key.rsplit('.', 1)[-1]}{given[key]}")
     return _slug("_".join(parts))
 

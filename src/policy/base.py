@@ -84,6 +84,7 @@ class ModelSpec(Protocol):
         dtype: torch.dtype,
         shifted: bool,
         reference: bool = False,
+        scalar_head: bool = False,
     ) -> Policy:
         """Build one policy for the R runs of `specs`, which may differ only in their seed.
 
@@ -92,6 +93,7 @@ class ModelSpec(Protocol):
             shifted: True for the published form, where the token at t is predicted from position t - 1. False gathers
                 it from position t, as the source notebooks do; policies for which that has no meaning raise BadInput.
             reference: build the reference instead. Only asked of specs whose init is "independent".
+            scalar_head: build reward models: `token_logps` then gives one number a response, its reward, with T = 1.
         """
         ...
 

@@ -1,6 +1,7 @@
 """Any causal language model `transformers` can load, as a policy of one run.
 
-Legend: N rows and K columns of `src.policy.packing`, T response tokens, V vocabulary.
+Legend: B prompts of a batch with K responses each, T response tokens, V vocabulary, and `src.policy.packing`'s N rows
+with M columns whose logits are needed.
 """
 
 import copy
@@ -44,6 +45,7 @@ class Pretrained:
     revision: str | None = None
 
     block: ClassVar[int] = 1
+    threads: ClassVar[int | None] = None
     init: ClassVar[str] = "copy"
 
     @classmethod
@@ -56,8 +58,11 @@ class Pretrained:
         dtype: torch.dtype,
         shifted: bool,
         reference: bool = False,
+        scalar_head: bool = False,
     ) -> "PretrainedPolicy":
         """A policy of one run with its own copy of the weights. Raises BadInput for an unusable model or data."""
+        if scalar_head:
+            raise BadInput("objective=reward_model needs model=tabular or model=tiny_llama")
         (spec,), (pairs,) = specs, data
         model = copy.deepcopy(_load_model(spec, dtype)).to(device)
         return PretrainedPolicy(model, pairs, spec.tokenizer, shifted=shifted)
@@ -93,6 +98,7 @@ class SmolLM2:
     source: Literal["auto", "package", "hub"] = "auto"
 
     block: ClassVar[int] = Pretrained.block
+    threads: ClassVar[int | None] = Pretrained.threads
     init: ClassVar[str] = Pretrained.init
 
     @classmethod
@@ -105,10 +111,12 @@ class SmolLM2:
         dtype: torch.dtype,
         shifted: bool,
         reference: bool = False,
+        scalar_head: bool = False,
     ) -> "PretrainedPolicy":
         """As `Pretrained.stack`."""
         found = [smollm2(spec.source) for spec in specs]
-        return Pretrained.stack(found, data, device=device, dtype=dtype, shifted=shifted, reference=reference)
+        place: dict[str, Any] = {"device": device, "dtype": dtype, "shifted": shifted}
+        return Pretrained.stack(found, data, **place, reference=reference, scalar_head=scalar_head)
 
     def tokenizer(self) -> Any:
         return smollm2(self.source).tokenizer()
@@ -145,31 +153,37 @@ class PretrainedPolicy:
     def parameters(self) -> Sequence[Tensor]:
         return list(self.model.parameters())  # tied weights once
 
-    def token_logps(self, index_RB: Tensor) -> TokenLogps:
-        """values [1, B, 2, T] in float32 (float64 for a float64 model), mask alike."""
+    def token_logps(self, index_RB: Tensor, vocabulary: bool = False) -> TokenLogps:
+        """values [1, B, K, T] and log_pi [1, B, K, T, V], in float32 (of a float64 model in float64)."""
         data = self.pairs
-        batch = [(data.prompts[i], data.chosen[i], data.rejected[i]) for i in index_RB[0].tolist()]
+        batch = [(data.prompts[i], *data.responses[i]) for i in index_RB[0].tolist()]
         layouts = packs(batch, shifted=self.shifted) if self.packs else [padded_rows(batch, shifted=self.shifted)]
-        flat = torch.cat([_logps(self._logits(layout), layout.targets_NK) for layout in layouts])
-        _, mask_NT = pad_ids([ids for _, *both in batch for ids in both])
-        mask = mask_NT.view(1, len(batch), 2, -1).to(flat.device)
-        return TokenLogps(flat.new_zeros(mask.shape).masked_scatter(mask, flat), mask)
+        flat, whole = [], []
+        for layout in layouts:
+            logits_NMV, targets_NM = self._logits(layout), layout.targets_NM.to(self.model.device)
+            flat.append(_logps(logits_NMV, targets_NM))
+            if vocabulary:
+                whole.append(_exact(logits_NMV[targets_NM != NO_TOKEN]).log_softmax(-1))
+        _, mask_NT = pad_ids([ids for _, *ranked in batch for ids in ranked])
+        mask = mask_NT.view(1, len(batch), data.ranks, -1).to(self.model.device)
+        log_pi = _scatter(torch.cat(whole), mask) if vocabulary else None
+        return TokenLogps(_scatter(torch.cat(flat), mask), mask, log_pi)
 
     def _logits(self, layout: Layout) -> Tensor:
-        """[N, K, V]"""
+        """[N, M, V]"""
         device, dtype = self.model.device, self.model.dtype
         attention = layout.attention.to(device)
         if attention.ndim == 4:  # such a mask is added to the scores
             attention = torch.zeros_like(attention, dtype=dtype).masked_fill(~attention, torch.finfo(dtype).min)
-        keep_K = layout.keep_K.to(device)
+        keep_M = layout.keep_M.to(device)
         optional = {
             "position_ids": layout.positions_NC.to(device),
-            "logits_to_keep": keep_K,  # the vocabulary is the widest layer by far; keep it off the prompt
+            "logits_to_keep": keep_M,  # the vocabulary is the widest layer by far; keep it off the prompt
             "use_cache": False,
         }
         accepted = {key: value for key, value in optional.items() if key in self._accepts}
         logits: Tensor = self.model(layout.ids_NC.to(device), attention_mask=attention, **accepted).logits
-        return logits if "logits_to_keep" in accepted else logits[:, keep_K]
+        return logits if "logits_to_keep" in accepted else logits[:, keep_M]
 
     def exact_metrics(self) -> dict[str, Tensor]:
         return {}
@@ -184,24 +198,33 @@ class PretrainedPolicy:
         unfinished.rename(folder)
 
 
-def _logps(logits_NKV: Tensor, targets_NK: Tensor) -> Tensor:
+def _logps(logits_NMV: Tensor, targets_NM: Tensor) -> Tensor:
     """log softmax(logits)[target] of all targets but NO_TOKEN, flattened.
 
     In pieces, each recomputed in the backward pass: what is alive at once is the logits, their gradient and the softmax
     of one piece, where autograd would keep a softmax as large as the logits beside them.
     """
-    targets_NK = targets_NK.to(logits_NKV.device)
     pieces = [
         checkpoint(_piece, *piece, use_reentrant=False, preserve_rng_state=False)
-        for row in zip(logits_NKV.unbind(), targets_NK.unbind(), strict=True)
+        for row in zip(logits_NMV.unbind(), targets_NM.unbind(), strict=True)
         for piece in zip(*(torch.split(x, PIECE) for x in row), strict=True)
     ]
-    return torch.cat(pieces)[targets_NK.flatten() != NO_TOKEN]
+    return torch.cat(pieces)[targets_NM.flatten() != NO_TOKEN]
 
 
-def _piece(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
-    exact = logits_KV.to(torch.promote_types(logits_KV.dtype, torch.float32))
-    return -F.cross_entropy(exact, targets_K, reduction="none", ignore_index=NO_TOKEN)
+def _piece(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
+    return -F.cross_entropy(_exact(logits_MV), targets_M, reduction="none", ignore_index=NO_TOKEN)
+
+
+def _exact(logits: Tensor) -> Tensor:
+    """At least float32: a bfloat16 log-probability has two digits."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _scatter(flat: Tensor, mask: Tensor) -> Tensor:
+    """Put what belongs to response tokens in order, [tokens, …], where `mask` is True; 0 elsewhere."""
+    out = flat.new_zeros(*mask.shape, *flat.shape[1:])
+    return out.masked_scatter(mask.view(*mask.shape, *(1 for _ in flat.shape[1:])), flat)
 
 
 def _can_pack(config: Any) -> bool:
@@ -213,13 +236,12 @@ def _can_pack(config: Any) -> bool:
 
 def _check_fit(config: Any, pairs: PairData) -> None:
     """Raise BadInput where indexing would fail deep inside the model, or positions go beyond what it was trained on."""
-    rows = [(p, y) for p, *both in zip(pairs.prompts, pairs.chosen, pairs.rejected, strict=True) for y in both]
-    if not all(prompt for prompt, _ in rows):
+    if not all(pairs.prompts):
         raise BadInput("a pretrained model needs at least one prompt token for each pair; the data has an empty prompt")
-    largest = max(max(*prompt, *response) for prompt, response in rows)
+    largest = max(max(ids) for ranked in (pairs.prompts, *pairs.responses) for ids in ranked)
     if largest >= config.vocab_size:
         raise BadInput(f"the data holds token {largest}, and the model's vocabulary has {config.vocab_size} tokens")
-    longest = max(len(prompt) + len(response) for prompt, response in rows)
+    longest = pairs.row_lengths.max()
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and longest > positions:
         raise BadInput(f"the longest pair has {longest} tokens, and the model reads {positions}; lower data.max_length")

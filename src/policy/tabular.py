@@ -45,19 +45,22 @@ class Tabular:
         dtype: torch.dtype,
         shifted: bool,
         reference: bool = False,
+        scalar_head: bool = False,
     ) -> "TabularPolicy":
         if not shifted:
             raise BadInput("model=tabular has no token positions: use logps=sequence")
         logits = []
         for spec, pairs in zip(specs, data, strict=True):
             tables = len(set(pairs.prompts)) if spec.per_prompt else 1
-            logits.append(spec._reference_logits(tables) if reference or spec.init == "copy" else spec._random(tables))
+            start = spec._reference_logits(tables) if reference or spec.init == "copy" else spec._random(tables)
+            logits.append(torch.zeros_like(start) if scalar_head else start)
         return TabularPolicy(
             logits,
             [spec._reference_logits(len(t)) for spec, t in zip(specs, logits, strict=True)],
             [_cells(s, d) for s, d in zip(specs, data, strict=True)],
             device,
             dtype,
+            scalar_head,
         )
 
     def tokenizer(self) -> Any:
@@ -89,7 +92,7 @@ def _cells(spec: Tabular, pairs: PairData) -> Tensor:
 
 
 class TabularPolicy:
-    """logits [R, X, K]; a response is one token."""
+    """logits [R, X, K]; a response is one token. As a reward model, a table of rewards instead."""
 
     def __init__(
         self,
@@ -98,8 +101,10 @@ class TabularPolicy:
         cells: list[Tensor],
         device: torch.device,
         dtype: torch.dtype,
+        scalar_head: bool,
     ) -> None:
         self.runs = len(logits)
+        self._scalar_head = scalar_head
         self._weights = ParameterStack.of([{"logits": x} for x in logits], device, dtype)
         self._ref_log_pi = torch.stack(reference).to(device=device, dtype=torch.float64).log_softmax(-1)
         self._cells = torch.stack(cells).to(device)  # [R, P, 1 + N]
@@ -111,7 +116,8 @@ class TabularPolicy:
 
     def token_logps(self, index_RB: Tensor, vocabulary: bool = False) -> TokenLogps:
         cells = self._cells[self._run, index_RB]
-        log_pi_RXK = self._weights["logits"].log_softmax(-1)
+        table = self._weights["logits"]
+        log_pi_RXK = table if self._scalar_head else table.log_softmax(-1)
         values = log_pi_RXK[self._run[:, :, None], cells[..., :1], cells[..., 1:]]
         whole = (
             log_pi_RXK[self._run, cells[..., 0]][:, :, None, None].expand(*values.shape, 1, -1) if vocabulary else None
@@ -120,6 +126,8 @@ class TabularPolicy:
 
     def exact_metrics(self) -> dict[str, Tensor]:
         """Exact KL(policy, reference) and entropy, mean over tables, and the distribution itself, in nats."""
+        if self._scalar_head:
+            return {}
         log_pi = self._weights["logits"].detach().double().log_softmax(-1)
         metrics = {
             "exact/kl": (log_pi.exp() * (log_pi - self._ref_log_pi)).sum(-1).mean(-1),

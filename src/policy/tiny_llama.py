@@ -24,6 +24,7 @@ from src.policy.base import TokenLogps, pad_ids
 from src.policy.parameters import ParameterStack
 
 Size = Annotated[int, Ge(1)]
+Role = Literal["reference", "policy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,10 @@ class TinyLlama:
         dtype: torch.dtype,
         shifted: bool,
         reference: bool = False,
+        scalar_head: bool = False,
     ) -> "TinyLlamaPolicy":
-        weights = [spec._weights(role="reference" if reference or spec.init == "copy" else "policy") for spec in specs]
+        role: Role = "reference" if reference or specs[0].init == "copy" else "policy"
+        weights = [spec._weights(role) | (spec._scalar_head() if scalar_head else {}) for spec in specs]
         return TinyLlamaPolicy(specs[0], weights, data, device, dtype, shifted)
 
     def tokenizer(self) -> Any:
@@ -88,7 +91,12 @@ class TinyLlama:
             shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in of_layer.items()}
         return shapes | {"model.norm.weight": (d,), "lm_head.weight": (self.vocab_size, d)}
 
-    def _weights(self, role: Literal["reference", "policy"]) -> dict[str, Tensor]:
+    def _scalar_head(self) -> dict[str, Tensor]:
+        """transformers' LlamaForSequenceClassification with one label."""
+        generator = torch.Generator().manual_seed(2 * self.seed)
+        return {"score.weight": self.initializer_range * torch.randn(1, self.hidden_size, generator=generator)}
+
+    def _weights(self, role: Role) -> dict[str, Tensor]:
         """Norms at 1, all else N(0, initializer_range^2) as in transformers; each role has its own random stream."""
         if self.path is not None and role == "reference":
             return self._load(Path(self.path))
@@ -143,8 +151,10 @@ class TinyLlamaPolicy:
         self.spec = spec
         self._weights = ParameterStack.of([_transposed(w) for w in weights], device, dtype)
         self._run = torch.arange(self.runs, device=device)[:, None]
+        self._head = "score" if "score.weight" in self._weights else "lm_head"
         rows = _Rows.of(data, spec, shifted, device)
         self._ids, self._source, self._target, self._mask = rows.ids, rows.source, rows.target, rows.mask
+        self._row_ends = rows.source[..., 0] + int(shifted) + rows.mask.sum(-1) - 1  # position of the last token
         self._cos, self._sin = _rope_tables(spec, self._ids.shape[-1], device, dtype)
 
     def parameters(self) -> Sequence[Tensor]:
@@ -157,6 +167,8 @@ class TinyLlamaPolicy:
         runs = index_RB.shape[0]
         ids_RNS = self._ids[self._run, index_RB].flatten(1, 2)
         source_RNT = self._source[self._run, index_RB].flatten(1, 2)
+        if self._head == "score":
+            return self._rewards(ids_RNS, index_RB)
         target_RNT = self._target[self._run, index_RB].flatten(1, 2)
         mask = self._mask[self._run, index_RB]
         logits_RMV = self.logits(ids_RNS, source_RNT)
@@ -167,8 +179,14 @@ class TinyLlamaPolicy:
         whole = log_pi_RMV.view(*mask.shape, -1) if vocabulary else None
         return TokenLogps(values.masked_fill(~mask, 0), mask, whole)
 
+    def _rewards(self, ids_RNS: Tensor, index_RB: Tensor) -> TokenLogps:
+        """A reward model's output at the last token of each response, as if it were the response's log-prob."""
+        last_RBK = self._row_ends[self._run, index_RB]
+        rewards = self.logits(ids_RNS, last_RBK.flatten(1, 2)[..., None]).view(*last_RBK.shape, 1)
+        return TokenLogps(rewards, torch.ones_like(rewards, dtype=torch.bool))
+
     def logits(self, ids_RNS: Tensor, positions_RNT: Tensor) -> Tensor:
-        """Next-token logits [R, N*T, V] at the given positions of right-padded rows."""
+        """Next-token logits [R, N*T, V] at the given positions of right-padded rows; a reward model's, with V = 1."""
         w, spec = self._weights, self.spec
         runs, rows, length = ids_RNS.shape
         table = w["model.embed_tokens.weight"]
@@ -183,7 +201,7 @@ class TinyLlamaPolicy:
         # Only response positions go through the last norm and the head.
         flat = (positions_RNT + length * torch.arange(rows, device=x.device)[None, :, None]).flatten(1)
         x = x.gather(1, flat[..., None].expand(-1, -1, spec.hidden_size))
-        return self._linear(self._norm(x, "model.norm"), "lm_head")
+        return self._linear(self._norm(x, "model.norm"), self._head)
 
     def _linear(self, x_RMI: Tensor, name: str) -> Tensor:
         return torch.bmm(x_RMI, self._weights[f"{name}.weight"])
@@ -217,7 +235,10 @@ class TinyLlamaPolicy:
         """Write one run as a folder that transformers' `from_pretrained` opens."""
         folder.mkdir()
         save_file(_transposed(self._weights.of_run(run)), folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "config.json").write_text(json.dumps(self.spec.hf_config(), indent=2) + "\n")
+        config = self.spec.hf_config()
+        if self._head == "score":
+            config |= {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1, "pad_token_id": 0}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _transposed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,9 @@
 Histories are those of a tabular softmax with one pair (K = 2), trained by plain gradient descent.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -14,6 +16,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+
+from analysis.__main__ import main
 
 P = 0.25  # reference probability of the chosen and of the rejected action
 K = 2.0
@@ -119,19 +123,23 @@ def write_sweep_file(folder: Path, runs: list[Run]) -> None:
 WriteSweep = Callable[..., Path]
 
 
+def written(folder: Path, *runs: Run) -> Path:
+    folder.mkdir()
+    write_sweep_file(folder, list(runs))
+    for run in runs:
+        write_run(folder, run)
+    return folder
+
+
+def four() -> list[Run]:
+    """DPO and IPO at beta .1 and .5: issue 2's sweep."""
+    return [Run(loss, beta) for loss in ("dpo", "ipo") for beta in (0.1, 0.5)]
+
+
 @pytest.fixture
 def write_sweep(tmp_path: Path) -> WriteSweep:
     """write_sweep(*runs) -> a sweep's directory with those runs in it."""
-
-    def write(*runs: Run) -> Path:
-        folder = tmp_path / "sweep"
-        folder.mkdir()
-        write_sweep_file(folder, list(runs))
-        for run in runs:
-            write_run(folder, run)
-        return folder
-
-    return write
+    return lambda *runs: written(tmp_path / "sweep", *runs)
 
 
 @pytest.fixture
@@ -141,5 +149,23 @@ def make_run() -> Iterator[type[Run]]:
 
 @pytest.fixture
 def four_runs(write_sweep: WriteSweep) -> Path:
-    """DPO and IPO at beta .1 and .5: issue 2's sweep."""
-    return write_sweep(*(Run(loss, beta) for loss in ("dpo", "ipo") for beta in (0.1, 0.5)))
+    """A sweep to spoil."""
+    return write_sweep(*four())
+
+
+@dataclass
+class Command:
+    sweep: Path
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """`python -m analysis` on four runs, once; to look at, not to change."""
+    sweep = written(tmp_path_factory.mktemp("command") / "sweep", *four())
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main([str(sweep)])
+    return Command(sweep, status, out.getvalue(), err.getvalue())

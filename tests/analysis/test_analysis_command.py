@@ -8,19 +8,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from analysis.__main__ import main
+from analysis.figures import style
 
 WRITTEN = ["final.csv", "final.md", "margin.pdf", "margin.png", "rejected_prob.pdf", "rejected_prob.png"]
 ROOT = Path(__file__).parents[2]
 
 
-def test_everything_is_written_and_summed_up(four_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(four_runs)]) == 0
-    out, err = capsys.readouterr()
-    assert sorted(file.name for file in (four_runs / "figures").iterdir()) == WRITTEN
-    assert all(str(four_runs / "figures" / name) in out for name in WRITTEN)
-    assert "synthetic: 4 of 4 runs" in out and err == ""
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn, but their files are left empty: rendering takes most of the time."""
+
+    def save(figure: Figure, stem: Path) -> list[Path]:
+        files = [stem.with_suffix(".pdf"), stem.with_suffix(".png")]
+        for file in files:
+            file.touch()
+        return files
+
+    monkeypatch.setattr(style, "save", save)
+
+
+def test_everything_is_written_and_summed_up(command: Any) -> None:
+    figures, out = command.sweep / "figures", command.out
+    assert command.status == 0
+    assert sorted(file.name for file in figures.iterdir()) == WRITTEN
+    assert all((figures / name).stat().st_size and str(figures / name) in out for name in WRITTEN)
+    assert "synthetic: 4 of 4 runs" in out and command.err == ""
     summary = [line for line in out.splitlines() if "margin" in line and "beta" in line]
     assert [line.split(":")[0] for line in summary] == [
         "dpo beta=0.1", "dpo beta=0.5", "ipo beta=0.1", "ipo beta=0.5"
@@ -29,6 +44,7 @@ def test_everything_is_written_and_summed_up(four_runs: Path, capsys: pytest.Cap
     assert "margin 5 nats" in summary[2] and summary[2].endswith("within 1 % of its target 5")
 
 
+@pytest.mark.usefixtures("quick")
 def test_ipo_short_of_its_target_is_said_to_be(
     write_sweep: Any, make_run: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -36,12 +52,14 @@ def test_ipo_short_of_its_target_is_said_to_be(
     assert "NOT within 1 % of its target 5" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("quick")
 def test_out_takes_the_place_of_the_sweeps_own_folder(four_runs: Path, tmp_path: Path) -> None:
     assert main([str(four_runs), "--out", str(tmp_path / "new" / "place")]) == 0
     assert sorted(file.name for file in (tmp_path / "new" / "place").iterdir()) == WRITTEN
     assert not (four_runs / "figures").exists()
 
 
+@pytest.mark.usefixtures("quick")
 def test_lacking_runs_are_named_and_the_rest_is_drawn(four_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(next(four_runs.glob("dpo_beta0.5*")))
     (next(four_runs.glob("ipo_beta0.5*")) / "status.json").write_text("{")
@@ -52,6 +70,7 @@ def test_lacking_runs_are_named_and_the_rest_is_drawn(four_runs: Path, capsys: p
     assert "2 of 4 runs; 1 missing; 1 unreadable" in out
 
 
+@pytest.mark.usefixtures("quick")
 def test_strict_refuses_what_is_otherwise_left_out(four_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(four_runs), "--strict", "--out", str(four_runs / "whole")]) == 0
     shutil.rmtree(next(four_runs.glob("dpo_beta0.5*")))
@@ -60,6 +79,7 @@ def test_strict_refuses_what_is_otherwise_left_out(four_runs: Path, capsys: pyte
     assert not (four_runs / "figures").exists()
 
 
+@pytest.mark.usefixtures("quick")
 def test_strict_lets_a_divergence_pass(write_sweep: Any, make_run: Any) -> None:
     path = write_sweep(make_run(), make_run("ipo", state="diverged", stopped_at=12, reason="loss is not finite"))
     assert main([str(path), "--strict"]) == 0
@@ -96,20 +116,22 @@ def test_an_out_that_is_a_file_is_refused(four_runs: Path, capsys: pytest.Captur
     assert "cannot be used as a directory" in capsys.readouterr().err
 
 
-def test_figures_are_the_same_to_the_byte_in_another_process_at_another_time(four_runs: Path) -> None:
-    """Also: the command loads neither torch nor src, and help needs no plotting library."""
-    assert main([str(four_runs), "--out", str(four_runs / "first")]) == 0
+def test_figures_are_the_same_to_the_byte_in_another_process_at_another_time(command: Any, tmp_path: Path) -> None:
+    """Also: the command loads neither torch nor src, help needs no plotting library, and pyplot opens no window."""
     code = (
         "import sys\n"
         "from analysis.__main__ import main, _parser\n"
         "_parser().format_help()\n"
-        "assert 'matplotlib' not in sys.modules and 'scipy' not in sys.modules\n"
+        "assert not {'matplotlib', 'seaborn', 'scipy'} & set(sys.modules)\n"
         "assert main(sys.argv[1:]) == 0\n"
-        "assert not {'torch', 'src'} & set(sys.modules)\n"
+        "assert not {'torch', 'src', 'tkinter'} & set(sys.modules)\n"
+        "assert not sys.modules['matplotlib.pyplot'].get_fignums()\n"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": "1"}
-    command = [sys.executable, "-c", code, str(four_runs), "--out", str(four_runs / "second")]
-    subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
+    environment["MPLBACKEND"] = "TkAgg"
+    arguments = [sys.executable, "-W", "error", "-c", code, str(command.sweep), "--out", str(tmp_path)]
+    again = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
     for name in WRITTEN:
-        assert (four_runs / "first" / name).read_bytes() == (four_runs / "second" / name).read_bytes(), name
-    assert b"CreationDate" not in (four_runs / "first" / "margin.pdf").read_bytes()
+        assert (command.sweep / "figures" / name).read_bytes() == (tmp_path / name).read_bytes(), name
+    assert b"CreationDate" not in (tmp_path / "margin.pdf").read_bytes()

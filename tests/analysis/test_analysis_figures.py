@@ -210,8 +210,8 @@ def test_the_margins_steps_are_counted_in_tens_from_0_and_rejected_probs_are_not
     assert dpo.get_xscale() == ipo.get_xscale() == "symlog" and dpo.get_xlim() == ipo.get_xlim()
     figure.draw_without_rendering()
     low, high = ipo.get_xlim()
-    assert low < 0 and high > 59
-    assert [label.get_text() for label in ipo.get_xticklabels()][:4] == ["0", "1", "10", "100"]
+    assert -0.5 < low < 0 and 59 < high < 80
+    assert [label.get_text() for label in ipo.get_xticklabels()] == ["0", "1", "10"]
     assert [line.get_xdata()[0] for line in (*measured(dpo), *dashed(dpo))] == [0.0] * 4
     zero, one, ten, hundred = dpo.transData.transform([(step, 0) for step in (0, 1, 10, 100)])[:, 0]
     assert hundred - ten == pytest.approx(ten - one) and 0 < one - zero < ten - one

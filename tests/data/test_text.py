@@ -97,7 +97,7 @@ class TestHhRlhf:
         assert data.dropped["empty response"] == 4
         assert all(prompt.endswith("\n\nAssistant:") for prompt, *_ in texts(data) if not data.cut)
         assert all(ids[-1] == PLAIN.eos_token_id for ids in (*data.chosen, *data.rejected))
-        assert max(len(p) + n for p, n in zip(data.prompts, data.lengths_P2.max(1), strict=True)) <= 2000
+        assert data.row_lengths.max() <= 2000
 
 
 class TestFiles:

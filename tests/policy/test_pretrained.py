@@ -20,14 +20,14 @@ REAL = Path(__file__).parents[2] / "../shared/data/hh-harmless-dev.jsonl.gz"
 CPU = torch.device("cpu")
 
 
-def some_pairs(count: int = 6) -> PairData:
-    """Prompts of 1 to 8 tokens, responses of 1 to 6, so that rows are padded."""
+def some_pairs(ranks: int = 2) -> PairData:
+    """Six prompts of 1 to 8 tokens, responses of 1 to 6, so that rows are padded."""
     draw = random.Random(0)
 
     def ids(longest: int) -> tuple[int, ...]:
         return tuple(draw.randrange(3, 60) for _ in range(draw.randint(1, longest)))
 
-    return keep_usable([(ids(8), ids(6), ids(6)) for _ in range(count)], "test")
+    return keep_usable([(ids(8), *(ids(6) for _ in range(ranks))) for _ in range(6)], "test")
 
 
 PAIRS = some_pairs()
@@ -71,14 +71,14 @@ def one_at_a_time(policy: PretrainedPolicy, index: list[int]) -> list[list[Tenso
         first = len(prompt) - policy.shifted
         return torch.stack([logp[first + t, token] for t, token in enumerate(response)])
 
-    return [[logps(data.prompts[i], side[i]) for side in (data.chosen, data.rejected)] for i in index]
+    return [[logps(data.prompts[i], response) for response in data.responses[i]] for i in index]
 
 
 def assert_same(policy: PretrainedPolicy, index: list[int], tolerance: float) -> None:
     expected = one_at_a_time(policy, index)
     got = policy.token_logps(torch.tensor([index]))
     width = max(len(y) for pair in expected for y in pair)
-    assert got.values.shape == got.mask.shape == (1, len(index), 2, width)
+    assert got.values.shape == got.mask.shape == (1, len(index), policy.pairs.ranks, width)
     for b, pair in enumerate(expected):
         for k, y in enumerate(pair):
             torch.testing.assert_close(got.values[0, b, k, : len(y)], y, rtol=0, atol=tolerance)
@@ -128,6 +128,25 @@ class TestLogProbs:
             monkeypatch.setattr(packing, "PACK", pack)
             monkeypatch.setattr("src.policy.pretrained.PIECE", piece)
             assert_same(policy, [0, 1, 2, 3, 4, 5], 1e-12)
+
+    @pytest.mark.parametrize("packs", [True, False])
+    def test_ranked_lists_of_any_length(self, packs):
+        policy = tiny_policy("gpt2", data=some_pairs(ranks=4))
+        policy.packs = packs
+        assert_same(policy, [0, 1, 2, 3, 4, 5], 1e-12)
+
+    @pytest.mark.parametrize("packs", [True, False])
+    def test_the_whole_distribution_where_it_is_asked_for(self, packs):
+        policy = tiny_policy("gpt2")
+        policy.packs = packs
+        logps = policy.token_logps(EVERY, vocabulary=True)
+        assert logps.log_pi.shape == (*logps.values.shape, 64)
+        for i, ranked in enumerate(PAIRS.responses):
+            for k, ids in enumerate(ranked):
+                log_pi_TV = logps.log_pi[0, i, k, : len(ids)]
+                torch.testing.assert_close(log_pi_TV.exp().sum(-1), torch.ones(len(ids), dtype=torch.float64))
+                assert torch.equal(log_pi_TV[range(len(ids)), ids], logps.values[0, i, k, : len(ids)])
+        assert policy.token_logps(EVERY).log_pi is None
 
     @pytest.mark.parametrize("packs", [True, False])
     @pytest.mark.parametrize(("architecture", "tolerance"), [("gpt2", 1e-11), ("llama", 1e-4)])
