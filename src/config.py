@@ -105,6 +105,7 @@ class RunConfig:
         """
         cannot_matter = {"tracking", "compute", "beta", "lr", "save"}
         relevant = {key: value for key, value in self.plain().items() if key not in cannot_matter}
+        relevant["targets"] = {group: getattr(self, group).target for group in GROUPS if group not in cannot_matter}
         if not self.kl_coef:
             del relevant["kl_form"]
         relevant["device"] = self.compute.params["device"]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Self
 
 import numpy as np
 import torch
@@ -31,6 +32,12 @@ class Recorder:
     def close_run(self, run: int, steps_done: int) -> None:
         """Keep only `steps_done` rows of a run that has stopped."""
         self._end[run] = steps_done
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.flush()
 
     @property
     def due(self) -> bool:

@@ -84,53 +84,57 @@ def train_stack(
     run_R1 = torch.arange(len(runs), device=device)[:, None]
     tokens_seen, pairs_seen = (torch.zeros(len(runs), device=device, dtype=torch.float64) for _ in range(2))
 
-    for step in range(shared.steps):
-        index_RB = torch.from_numpy(np.stack([next(indices) for indices in order])).to(device)
-        logps = policy.token_logps(index_RB, vocabulary)
-        ref = _reference_of(reference, shared, index_RB, logps)
-        scores = None if scores_RPK is None else scores_RPK[run_R1, index_RB]
-        pairs, weights_RN = pair_log_ratios(logps, ref, row_lengths_RP.gather(1, index_RB), shared.logps, scores)
-        kl_penalty_R = penalty(pairs)
-        loss_R = (weights_RN * loss_of(pairs)).sum(-1) + kl_penalty_R
-        if step == 0 and reference is not None:
-            for run, reason in step0_failures(runs, pairs.log_ratios, logps.values, loss_R, weights_RN).items():
-                outcomes[run] = Outcome("failed", 0, 0, reason)
-                recorder.close_run(run, 0)
+    with recorder:  # flushes at the end, whatever ends it
+        for step in range(shared.steps):
+            index_RB = torch.from_numpy(np.stack([next(indices) for indices in order])).to(device)
+            logps = policy.token_logps(index_RB, vocabulary)
+            ref = _reference_of(reference, shared, index_RB, logps)
+            scores = None if scores_RPK is None else scores_RPK[run_R1, index_RB]
+            pairs, weights_RN = pair_log_ratios(logps, ref, row_lengths_RP.gather(1, index_RB), shared.logps, scores)
+            kl_penalty_R = penalty(pairs)
+            loss_R = (weights_RN * loss_of(pairs)).sum(-1) + kl_penalty_R
+            if step == 0 and reference is not None:
+                for run, reason in step0_failures(runs, pairs.log_ratios, logps.values, loss_R, weights_RN).items():
+                    outcomes[run] = Outcome("failed", 0, 0, reason)
+                    recorder.close_run(run, 0)
 
-        optimizer.zero_grad()
-        loss_R.sum().backward()  # type: ignore[no-untyped-call]
-        optimizer.schedule(step)
-        norms_R = optimizer.grad_norms()
-        tokens_seen += tokens_RP.gather(1, index_RB).sum(-1)
-        pairs_seen += index_RB.shape[1]
-        metrics = {
-            "loss": loss_R.detach(),
-            "kl_penalty": kl_penalty_R.detach(),
-            **(reward_metrics(logps, beta) if shared.objective == "reward_model" else batch_metrics(logps, ref, beta)),
-            "grad_norm": norms_R,
-            "lr": optimizer.lrs.clone(),
-            "tokens": tokens_seen.clone(),
-            "pairs": pairs_seen.clone(),
-            **policy.exact_metrics(),
-        }
-        recorder.add(metrics)
-        sound = torch.isfinite(loss_R.detach()) & torch.isfinite(norms_R)
-        for run in torch.nonzero(~sound).flatten().tolist():
-            # Its weights go on as NaN beside the others and are not read again: the others must not feel that it left.
-            if outcomes[run].going:
-                what = "gradient" if torch.isfinite(loss_R[run]) else "loss"
-                outcomes[run] = Outcome("diverged", step + 1, step, f"the {what} is not finite at step {step}")
-                recorder.close_run(run, step + 1)
-        if not any(outcome.going for outcome in outcomes):
-            break
-        optimizer.clip(norms_R)
-        optimizer.step()
-        if recorder.due:
-            recorder.flush()
-        if on_step is not None:
-            on_step(step, metrics.get("margin", torch.full_like(norms_R, torch.nan)))
+            optimizer.zero_grad()
+            loss_R.sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.schedule(step)
+            norms_R = optimizer.grad_norms()
+            tokens_seen += tokens_RP.gather(1, index_RB).sum(-1)
+            pairs_seen += index_RB.shape[1]
+            metrics = {
+                "loss": loss_R.detach(),
+                "kl_penalty": kl_penalty_R.detach(),
+                **(
+                    reward_metrics(logps, beta)
+                    if shared.objective == "reward_model"
+                    else batch_metrics(logps, ref, beta)
+                ),
+                "grad_norm": norms_R,
+                "lr": optimizer.lrs.clone(),
+                "tokens": tokens_seen.clone(),
+                "pairs": pairs_seen.clone(),
+                **policy.exact_metrics(),
+            }
+            recorder.add(metrics)
+            sound = torch.isfinite(loss_R.detach()) & torch.isfinite(norms_R)
+            for run in torch.nonzero(~sound).flatten().tolist():
+                # Its weights go on as NaN beside the others and are not read again: the others must not feel that it left.
+                if outcomes[run].going:
+                    what = "gradient" if torch.isfinite(loss_R[run]) else "loss"
+                    outcomes[run] = Outcome("diverged", step + 1, step, f"the {what} is not finite at step {step}")
+                    recorder.close_run(run, step + 1)
+            if not any(outcome.going for outcome in outcomes):
+                break
+            optimizer.clip(norms_R)
+            optimizer.step()
+            if recorder.due:
+                recorder.flush()
+            if on_step is not None:
+                on_step(step, metrics.get("margin", torch.full_like(norms_R, torch.nan)))
 
-    recorder.flush()
     for run, outcome in enumerate(outcomes):
         if outcome.going:
             outcomes[run] = Outcome("finished", shared.steps)

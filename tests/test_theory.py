@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from scipy.special import expit
 
 from analysis import theory as lines
+from src.config import Choice
 from src.data.pairs import PairData
 from src.errors import BadInput
 from src.losses.base import facts_of
@@ -21,8 +23,16 @@ THREE = "model=tabular model.actions=3 batch_size=full dtype=float64 tracking=no
 
 
 @functools.cache
-def loss(overrides: str):
-    return configs(f"loss={overrides} tracking=none")[0].loss
+def loss(name: str, *settings: str) -> Choice:
+    """`loss=name`, with hyper-parameters such as loss("cpo", "beta=0.1")."""
+    (config,) = configs(f"loss={name} {' '.join(settings)}")
+    return config.loss
+
+
+def with_beta(name: str, beta: float) -> Choice:
+    """Composing is slow: change the parameter of the one already composed."""
+    made = loss(name)
+    return replace(made, params={**made.params, "beta": beta} if "beta" in made.params else made.params)
 
 
 def action_pairs(*pairs: tuple[int, int]) -> PairData:
@@ -38,13 +48,13 @@ def final_logits(history, actions: int) -> np.ndarray:
     return log_pi - log_pi.mean()
 
 
-# --- gradient weights --------------------------------------------------------------------------------------------------
+# --- gradient weights
 
 
 @pytest.mark.parametrize("name", sorted(weights.SLOPES))
 def test_closed_slopes_are_autograds(name):
     h = np.concatenate([np.linspace(-12, 12, 97) + 1e-3, [-40.0, 40.0]])
-    choice = loss(f"{name} beta=0.7")
+    choice = with_beta(name, 0.7)
     np.testing.assert_allclose(
         weights.slope(choice, h), weights.SLOPES[name](h, **choice.params), rtol=1e-12, atol=1e-15
     )
@@ -53,8 +63,8 @@ def test_closed_slopes_are_autograds(name):
 def test_a_closed_slope_belongs_to_a_loss_and_every_margin_loss_has_one_or_a_reason():
     margin = {name for name in LOSSES if weights.is_margin_loss(loss(name))}
     assert weights.SLOPES.keys() <= margin
-    # beta_dpo: beta follows h; lambda_loss: DPO times a constant; simpo: DPO of h - gamma/beta against a uniform reference;
-    # tdpo1: DPO, since one-token responses share their only context.
+    # beta_dpo: beta follows h; lambda_loss: DPO times a constant; simpo: DPO of h - gamma/beta if the reference is
+    # uniform; tdpo1: DPO, since one-token responses share their only context.
     assert margin - weights.SLOPES.keys() == {"beta_dpo", "lambda_loss", "simpo", "tdpo1"}
 
 
@@ -79,33 +89,34 @@ def test_sided_weights_are_those_of_the_table():
         "sppo_hard": (2 * (a - 1 / (2 * beta)), 2 * (b + 1 / (2 * beta))),
     }
     for name, sides in expected.items():
-        np.testing.assert_allclose(weights.side_weights(loss(f"{name} beta={beta}"), a, b), sides, rtol=1e-13)
+        np.testing.assert_allclose(weights.side_weights(with_beta(name, beta), a, b), sides, rtol=1e-13)
 
 
-# --- optima ------------------------------------------------------------------------------------------------------------
+# --- optima
 
 
 @pytest.mark.parametrize("beta", [0.5, 2.0])
-@pytest.mark.parametrize("name", LOSSES)
-def test_the_stated_optimum_is_found_by_root_finding(name, beta):
-    choice = loss(f"{name} beta={beta}")
-    stated = facts_of(choice).optimum
-    if stated is None:
-        pytest.skip("not a matter of h alone")
-    found = weights.descent_target(choice, 20 / beta)
-    if name == "discopop":  # the stated one is global; descent from h = 0 ends in a local minimum
-        assert math.isinf(stated(**choice.params)) and found < 0
-    else:
-        assert found == pytest.approx(stated(**choice.params), abs=1e-9)
+def test_the_stated_optimum_is_found_by_root_finding(beta):
+    stated, found = {}, {}
+    for name in LOSSES:
+        choice = with_beta(name, beta)
+        optimum = facts_of(choice).optimum
+        if optimum is not None:
+            stated[name] = optimum(**choice.params)
+            found[name] = weights.descent_target(choice, 20 / beta)
+    # Its stated optimum is the global one; descent from h = 0 ends in a local minimum.
+    assert math.isinf(stated.pop("discopop")) and found.pop("discopop") < 0
+    assert found == pytest.approx(stated, abs=1e-9)
+    assert len([h for h in found.values() if math.isfinite(h)]) >= 8
 
 
 def test_discopop_has_the_two_stationary_points_of_the_table():
-    points = weights.stationary_points(loss("discopop beta=0.05"), np.linspace(-20, 20, 401))
+    points = weights.stationary_points(with_beta("discopop", 0.05), np.linspace(-20, 20, 401))
     assert [p.minimum for p in points] == [True, False]
     assert [p.h for p in points] == pytest.approx([-2.37140, 1.44012], abs=5e-6)
 
 
-# --- gradient descent --------------------------------------------------------------------------------------------------
+# --- gradient descent
 
 T = np.concatenate([np.arange(0, 50, 5), np.geomspace(50, 1e6, 30)])
 
@@ -179,10 +190,10 @@ def test_training_follows_the_closed_forms():
         "ipo": "",
         "robust": "",
         "cdpo": "",
-        "dpo ": "optimizer.momentum=0.9",
+        "dpo ": "optimizer.momentum=0.9 lr=0.01",
     }
     steps = 1200
-    runs = configs(*(f"loss={k} {v} beta={beta} lr={eta} steps={steps} {ONE_PAIR}" for k, v in overrides.items()))
+    runs = configs(*(f"loss={k} beta={beta} lr={eta} {v} steps={steps} {ONE_PAIR}" for k, v in overrides.items()))
     histories = dict(zip(overrides, train(runs)[0], strict=True))
     t = np.arange(steps)
     u = {name: beta * history["margin"] for name, history in histories.items()}
@@ -190,8 +201,9 @@ def test_training_follows_the_closed_forms():
     assert np.abs(u["exp"] - growth.exp_u(t, c)).max() < 0.2 * c
     assert np.abs(u["hinge"] / beta - growth.hinge_h(t, beta=beta, eta=eta)).max() < 1e-12
     assert np.abs(u["ipo"] / beta - growth.ipo_h(t, tau=beta, eta=eta)).max() < 1e-12
-    heavy = np.abs(u["dpo "] - growth.dpo_u(t, c / (1 - 0.9)))
-    assert heavy.max() < 0.25 and heavy[-1] < 0.01
+    heavy = growth.dpo_u(t, c / 10 / (1 - 0.9)) - u["dpo "]  # a tenth of the others' step size
+    print(heavy.max(), heavy.min(), heavy[-1])
+    assert heavy.max() < 0.07 and abs(heavy[-1]) < 0.01
     # dh/dt falls to its limit like beta sigma(-u): beyond the stated limit by 1e-4 of it at the end
     limit = growth.robust_h_slope(beta=beta, epsilon=0.1, eta=eta)
     assert np.diff(u["robust"])[-1] / beta == pytest.approx(limit + 2 * eta * beta * expit(-u["robust"][-1]), rel=1e-4)
@@ -227,7 +239,7 @@ def test_one_step_is_predicted_from_the_logged_gradient_norm():
         np.testing.assert_allclose(np.diff(h), predicted, rtol=1e-9)
 
 
-# --- Adam and RMSprop --------------------------------------------------------------------------------------------------
+# --- Adam and RMSprop
 
 
 def adaptive(slope, steps: int, lr: float, betas=(0.9, 0.999), eps: float = 1e-8, corrected: bool = True) -> np.ndarray:
@@ -309,20 +321,21 @@ def test_linear_growth_under_adam_ends_where_the_gradient_meets_eps():
     rate = np.diff(u[::1000]) / 1000
     floor = growth.adam_floor_u(beta)
     kappa = growth.adam_kappa(beta, lr)
-    before, after = rate[(u[:-1000:1000] > 5) & (u[1000::1000] < floor - 4)], rate[u[:-1000:1000] > floor + 1]
-    assert np.abs(before / kappa - 1).max() < 0.03
+    before, after = rate[(u[:-1000:1000] > 7) & (u[1000::1000] < floor - 4)], rate[u[:-1000:1000] > floor + 1]
+    assert np.abs(before / kappa - 1).max() < 0.01
     assert after.max() < 0.5 * kappa
 
 
 def test_adam_keeps_a_constant_slope_at_full_step():
     """Robust DPO: its slope tends to a constant, so h gains span lr an update."""
     robust = functools.partial(weights.SLOPES["robust"], beta=0.5, epsilon=0.1)
-    h = adaptive(lambda x: float(robust(x)), 4000, 1e-2)
+    h = adaptive(lambda x: float(robust(x)), 12_000, 1e-2)
     assert (h[-1] - h[-1001]) / 1000 == pytest.approx(2e-2, rel=1e-3)
 
 
-# --- the bandit --------------------------------------------------------------------------------------------------------
+# --- the bandit
 
+ZOO_REF = (0.3, 0.2, 0.25, 0.25)
 D1, D2, D3_PRIME = ((0, 1), (1, 2), (0, 2)), ((0, 1), (1, 2), (2, 0)), ((0, 1), (1, 0), (1, 2))
 TABLE = {  # THEORY 1.1: tau: D1's (pi_a, pi_b, pi_c), D3's (pi_a = pi_b, pi_c)
     0.05: ((0.998727, 0.001271, 0.000002), (0.499989, 0.000023)),
@@ -418,23 +431,28 @@ def test_probabilities_of_a_margin_are_the_softmax_of_half_of_it_up_and_half_dow
 
 @pytest.mark.parametrize(
     ("name", "law", "slope"),
-    [  # THEORY 3.1 and 5.3; slopes of beta = .5
+    [  # THEORY 3.1 and 5.3; slopes for beta = .5
         ("dpo", "log t", 2.0),
         ("wpo", "log t", 1 / 1.5),
         ("sft", "log t", 1.0),
         ("nca", "log t", 2.0),
         ("ipo", "settles", 0.0),
-        ("tdpo2 loss.alpha=6", "settles", 0.0),
         ("probit", "slower than log t", None),
         ("f_dpo", "slower than log t", None),
         ("robust", "linear in t", None),
     ],
 )
 def test_growth_laws(name, law, slope):
-    found = bandit.growth_law(loss(f"{name} beta=0.5"), (0.3, 0.2, 0.25, 0.25), eta=0.25)
+    found = bandit.growth_law(with_beta(name, 0.5), ZOO_REF, eta=0.25)
     assert found.law == law
     assert found.collapses == (law != "settles")
     if slope is not None:
         assert found.slope == pytest.approx(slope, abs=0.01)
-    if name.startswith("tdpo2"):  # stationary where pi_w - ref_w = 1/alpha
-        assert found.pi[0] == pytest.approx(0.3 + 1 / 6, abs=1e-6)
+
+
+def test_a_strong_sequential_kl_stops_tdpo():
+    """THEORY 3.1: with single tokens TDPO2 is stationary where pi_w - ref_w = 1/alpha, once that is less than 1 - ref_w."""
+    found = bandit.growth_law(loss("tdpo2", "beta=0.5", "loss.alpha=6"), ZOO_REF, eta=0.25)
+    assert found.law == "settles"
+    assert found.pi[0] == pytest.approx(0.3 + 1 / 6, abs=1e-6)
+    assert found.h == pytest.approx(2.234, abs=5e-4)

@@ -89,10 +89,10 @@ def sheet(
         for i, title in enumerate(titles):
             ax = figure.add_axes((0, 0, 1, 1), label=str(i), sharex=axes[0] if axes else None)
             ax.set_title(title)
-            if i + columns >= len(titles):
-                ax.set_xlabel(x_label, labelpad=2)
-            else:
-                ax.tick_params(labelbottom=False)
+            last = i + columns >= len(titles)
+            ax.tick_params(labelbottom=last)
+            ax.set_xlabel(x_label, labelpad=2, visible=last)
+            ax.set_ylabel(y_label, visible=False)  # until its place is known; seaborn labels an axis that has no label
             axes.append(ax)
         sns.despine(fig=figure)
         above = note_height + sum(legend_heights)
@@ -117,12 +117,12 @@ def sheet(
 
         ticks = _tick_labels_width(axes)
         for ax in axes:
-            ax.set_ylabel(y_label)
+            ax.yaxis.label.set_visible(True)
         place(left=math.ceil(ticks + 5.5), label_at=ticks + 1.0)  # 1 mm, a line of 3 mm, and 1.5 mm to the edge
 
 
 def _tick_labels_width(axes: Sequence[Axes]) -> float:
-    """How far, in mm, the widest tick label of a y axis without a label reaches to its left, as the renderer has it."""
+    """How far, in mm, the widest tick label reaches left of its y axis; as rendered, with the y labels hidden."""
     boxes = [(ax, ax.yaxis.get_tightbbox()) for ax in axes]
     return max(((ax.bbox.x0 - box.x0) / ax.figure.dpi / MM for ax, box in boxes if box is not None), default=0.0)
 

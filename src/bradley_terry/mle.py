@@ -143,7 +143,7 @@ def newton(derivatives: Callable[[Array], tuple[float, Array, Array]], start: Ar
         decrement = -float(gradient @ step)
         resolved = decrement > 1e-12 * max(scale, abs(value))  # below, rounding hides what a step does to the value
         unresolved += not resolved
-        # Where counts are so uneven that rounding moves x by more than 1e-9, standard errors dwarf it: 50 steps will do.
+        # Counts so uneven that rounding moves x by more than 1e-9 leave standard errors far larger: 50 steps will do.
         if not resolved and (np.abs(step).max() <= 1e-9 * (1 + np.abs(x).max()) or unresolved > 50):
             return np.asarray(x + step)
         while (trial := derivatives(x + size * step))[0] > value - 0.25 * size * decrement and resolved:

@@ -50,7 +50,7 @@ def launch(cells: Sequence[Cell], destination: Destination, command: Sequence[st
     """
     the_plan = plan(cells, destination)
     directories = {run.id: RunDirectory(the_plan.folder / run.dir) for run in the_plan.runs}
-    todo = [run for run in the_plan.runs if directories[run.id].state not in ENDED]
+    todo = [run for run in the_plan.runs if not _is_done(run, directories[run.id])]
     configs = [run.config for run in todo]
     device = _prepare(configs)
     data = load_data(configs)
@@ -83,6 +83,12 @@ def launch(cells: Sequence[Cell], destination: Destination, command: Sequence[st
             progress.say("interrupted; the same command goes on from here, finished runs are not repeated")
             return 130
     return _summary(the_plan, states, progress, found)
+
+
+def _is_done(run: Planned, directory: RunDirectory) -> bool:
+    """A finished run is done, unless its weights are asked for now and were not kept."""
+    kept = not run.config.save or directory.state == "diverged" or (directory.path / "policy").is_dir()
+    return directory.state in ENDED and kept
 
 
 def load_data(configs: Sequence[RunConfig]) -> list[PairData]:

@@ -1,5 +1,6 @@
 """What a loss is: a pure function of the stack's log-ratios, with one value of each hyper-parameter a run."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -8,6 +9,7 @@ from typing import Annotated, Any, TypeVar, cast
 import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from src.config import Choice
 
@@ -105,9 +107,23 @@ def facts_of(loss: Choice) -> Facts:
     return known if isinstance(known, Facts) else cast(Facts, known(**loss.params))
 
 
-def exp(x: Tensor) -> Tensor:
-    """e^x that never overflows: beyond x = 88 value and slope stay those at 88, 1.7e38, near float32's largest number.
+def exp(x: Tensor, factor: Tensor) -> Tensor:
+    """e^x that never overflows, nor does `factor` e^x (the value or the slope it becomes part of).
 
     A plain exp gives inf there, and inf - inf or 0 * inf turns a run that is merely bad into NaN.
     """
-    return torch.exp(x - (x - 88.0).clamp(min=0).detach())
+    return torch.exp(bounded(x, factor))
+
+
+def bounded(x: Tensor, factor: Tensor) -> Tensor:
+    """x up to where `factor` e^x is 1 % below the dtype's largest number (x = 88.7 or 709.8); that point, beyond.
+
+    The slope stays 1, so that a run beyond is still pulled back.
+    """
+    limit = math.log(torch.finfo(x.dtype).max) - 0.01 - torch.log(factor).clamp(min=0)
+    return torch.minimum(x, limit).detach() + (x - x.detach())
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """sigma(x), with the slope sigma(x) sigma(-x): torch's own, y (1 - y), is 0 from x = 17 on in float32."""
+    return logsigmoid(x).exp()

@@ -34,14 +34,15 @@ def pair_hinge(pairs: PairLogRatios, *, beta: Positive) -> Tensor:
 def list_mle(pairs: PairLogRatios, *, beta: Positive) -> Tensor:
     """-sum_t [s_t - logsumexp_{j >= t} s_j]: the Plackett-Luce likelihood of the ranking. Xia et al. 2008."""
     s = beta[..., None] * pairs.log_ratios
-    return (s.flip(-1).logcumsumexp(-1).flip(-1) - s).sum(-1)
+    later = [torch.logsumexp(s[..., t + 1 :], -1) for t in range(s.shape[-1] - 1)]
+    return softplus(torch.stack(later, -1) - s[..., :-1]).sum(-1)
 
 
 @facts(optimum=infinite, lists=True)
 def list_softmax(pairs: PairLogRatios, *, beta: Positive) -> Tensor:
     """Cross-entropy of softmax(s) against the ranks' gains, here the best response: -log softmax(s)_1."""
     s = beta[..., None] * pairs.log_ratios
-    return torch.logsumexp(s, -1) - s[..., 0]
+    return softplus(torch.logsumexp(s[..., 1:], -1) - s[..., 0])
 
 
 @facts(optimum=infinite, lists=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu, softplus
 
-from src.losses.base import FlipRate, MaybeFlipRate, NonNegative, PairLogRatios, Positive, exp, facts
+from src.losses.base import FlipRate, MaybeFlipRate, NonNegative, PairLogRatios, Positive, exp, facts, sigmoid
 
 LOG2 = math.log(2)
 
@@ -78,7 +78,7 @@ def hinge(pairs: PairLogRatios, *, beta: Positive) -> Tensor:
 @facts(start=lambda beta: 1.0, optimum=infinite)
 def exponential(pairs: PairLogRatios, *, beta: Positive) -> Tensor:
     """e^-u. Tang et al. 2024 (GPO)."""
-    return exp(-beta * pairs.h)
+    return exp(-beta * pairs.h, beta)
 
 
 @facts(start=lambda beta: LOG2, optimum=infinite)
@@ -129,8 +129,8 @@ def _exo_start(beta: float, epsilon: float) -> float:
 def exo(pairs: PairLogRatios, *, beta: Positive, epsilon: FlipRate) -> Tensor:
     """KL(q || smoothed label), q = sigma(u). Ji et al. 2024 (EXO), Eq. 16."""
     u = beta * pairs.h
-    q, log_q, log_other = torch.sigmoid(u), logsigmoid(u), logsigmoid(-u)
-    return q * (log_q - torch.log1p(-epsilon)) + torch.sigmoid(-u) * (log_other - torch.log(epsilon))
+    q, log_q, log_other = sigmoid(u), logsigmoid(u), logsigmoid(-u)
+    return q * (log_q - torch.log1p(-epsilon)) + sigmoid(-u) * (log_other - torch.log(epsilon))
 
 
 @facts(start=lambda beta, tau: 0.5 * LOG2 + 0.5, optimum=infinite)
@@ -141,7 +141,7 @@ def discopop(pairs: PairLogRatios, *, beta: Positive, tau: Positive) -> Tensor:
     descent goes to a local minimum at u < 0: near tau = .05, u / tau = -2.37, where pi(rejected) has risen.
     """
     u = beta * pairs.h
-    return torch.sigmoid(-u / tau) * softplus(-u) + exp(logsigmoid(u / tau) - u)
+    return sigmoid(-u / tau) * softplus(-u) + exp(logsigmoid(u / tau) - u, beta)
 
 
 @facts()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-from src.losses.base import NonNegative, PairLogRatios, Positive, Real, exp, facts
+from src.losses.base import NonNegative, PairLogRatios, Positive, Real, bounded, exp, facts, sigmoid
 from src.losses.pairwise import LOG2, infinite
 
 
@@ -30,7 +30,7 @@ def kto(pairs: PairLogRatios, *, beta: Positive, lambda_chosen: NonNegative, lam
     does not have.
     """
     z = pairs.log_ratios.detach().mean((-2, -1)).clamp(min=0)[:, None]
-    return lambda_chosen * torch.sigmoid(beta * (z - pairs.a)) + lambda_rejected * torch.sigmoid(beta * (pairs.b - z))
+    return lambda_chosen * sigmoid(beta * (z - pairs.a)) + lambda_rejected * sigmoid(beta * (pairs.b - z))
 
 
 @facts(start=lambda beta, delta: math.log1p(math.exp(delta)) + math.log1p(math.exp(-delta)), optimum=infinite)
@@ -42,13 +42,13 @@ def bco(pairs: PairLogRatios, *, beta: Positive, delta: Real) -> Tensor:
 @facts(start=lambda beta: 1.0, optimum=infinite)
 def apo_zero(pairs: PairLogRatios, *, beta: Positive) -> Tensor:
     """1 - sigma(A) + sigma(B): chosen up, rejected down. D'Oosterlinck et al. 2024 (APO), Eq. 7."""
-    return torch.sigmoid(-beta * pairs.a) + torch.sigmoid(beta * pairs.b)
+    return sigmoid(-beta * pairs.a) + sigmoid(beta * pairs.b)
 
 
 @facts(start=lambda beta: 1.0, optimum=infinite)
 def apo_down(pairs: PairLogRatios, *, beta: Positive) -> Tensor:
     """sigma(A) + 1 - sigma(A - B): both down, rejected more. D'Oosterlinck et al. 2024 (APO), Eq. 8."""
-    return torch.sigmoid(beta * pairs.a) + torch.sigmoid(-beta * pairs.h)
+    return sigmoid(beta * pairs.a) + sigmoid(-beta * pairs.h)
 
 
 @facts(start=lambda beta: 1 / (2 * beta**2), optimum=lambda beta: 1 / beta)
@@ -87,16 +87,11 @@ def f_dpo_alpha(pairs: PairLogRatios, *, beta: Positive, alpha: NonNegative) -> 
     """
     safe = torch.where(alpha == 0, torch.ones_like(alpha), alpha)
 
-    def score(log_ratio: Tensor) -> Tensor:
-        curved = _one_minus_exp(-safe * log_ratio) / safe
-        return torch.where(alpha == 0, log_ratio, curved)
+    def t_to_minus_alpha_less_one(log_ratio: Tensor) -> Tensor:
+        return torch.expm1(bounded(-safe * log_ratio, beta / safe))
 
-    return softplus(-beta * (score(pairs.a) - score(pairs.b)))
-
-
-def _one_minus_exp(x: Tensor) -> Tensor:
-    """1 - e^x without overflow and without cancellation near 0."""
-    return -torch.expm1(x - (x - 88.0).clamp(min=0).detach())
+    curved = (t_to_minus_alpha_less_one(pairs.b) - t_to_minus_alpha_less_one(pairs.a)) * (beta / safe)
+    return softplus(-torch.where(alpha == 0, beta * pairs.h, curved))
 
 
 @facts(start=lambda beta, divergence: LOG2, optimum=infinite)
@@ -108,7 +103,7 @@ def f_dpo(pairs: PairLogRatios, *, beta: Positive, divergence: Literal["reverse_
     if divergence == "reverse_kl":
         difference = pairs.h
     elif divergence == "forward_kl":
-        difference = exp(-pairs.b) - exp(-pairs.a)
+        difference = exp(-pairs.b, beta) - exp(-pairs.a, beta)
     else:
         difference = logsigmoid(pairs.a) - logsigmoid(pairs.b)
     return softplus(-beta * difference)
@@ -117,7 +112,7 @@ def f_dpo(pairs: PairLogRatios, *, beta: Positive, divergence: Literal["reverse_
 @facts(start=lambda beta, r_max: LOG2)
 def chi_po(pairs: PairLogRatios, *, beta: Positive, r_max: Positive) -> Tensor:
     """l(clip(beta (phi(t_w) - phi(t_l)), 2 R_max)), phi(t) = t + log t, t = pi/ref. Huang et al. 2024 (chi-PO)."""
-    score = beta * (exp(pairs.a) - exp(pairs.b) + pairs.h)
+    score = beta * (exp(pairs.a, beta) - exp(pairs.b, beta) + pairs.h)
     return softplus(-torch.minimum(torch.maximum(score, -2 * r_max), 2 * r_max))
 
 

@@ -74,7 +74,7 @@ def growth_law(loss: Choice, ref: Sequence[float], *, eta: float) -> Growth:
     """The law of h under gradient descent on one certain pair, from eight decades of `descent_flow`.
 
     Under Adam or RMSprop read t for log t: a gradient that falls like e^{-r h} sustains a fall of `adam_kappa` an
-    update, so what grew like log t under SGD grows linearly, and what grew linearly does so at lr an update and parameter.
+    update, so what grew like log t under SGD grows linearly, and what grew linearly grows by lr a parameter and update.
     """
     t = np.array([1e6, 1e7, 1e8])
     log_pi = descent_flow(loss, ref, t, eta=eta)

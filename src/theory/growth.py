@@ -91,7 +91,7 @@ def exp_u(t: npt.ArrayLike, c: float) -> Array:
 
 
 def hinge_h(t: npt.ArrayLike, *, beta: float, eta: float, K: float = 2.0) -> Array:
-    """Hinge under gradient descent from 0: K eta beta t, stopped at 1/beta or less than a step beyond. [T] -> [T] nats."""
+    """Hinge under gradient descent from 0: K eta beta t, stopped at or just beyond 1/beta. [T] -> [T] nats."""
     step = K * eta * beta
     return step * np.minimum(np.asarray(t, dtype=np.float64), math.ceil(1 / beta / step - 1e-9))
 
@@ -158,8 +158,8 @@ def adam_cap(beta2: float) -> float:
 def adam_kappa(rate: float, lr: float, betas: tuple[float, float] = (0.9, 0.999), span: float = 2.0) -> float:
     """Fall of the gradient [1/update] under Adam when |L1| ~ e^{-rate h}: kappa/rate = lr span factor(kappa).
 
-    THEORY 5.4. rate: [1/nat], beta for DPO's tail; h then grows by kappa/rate an update, u by kappa. RMSprop: betas = (0, alpha).
-    Holds until |L1| is near eps. Between the small-lr limit 2 lr rate and `adam_cap`.
+    rate: [1/nat], beta for DPO's tail; h then grows by kappa/rate an update, u by kappa. RMSprop: betas = (0, alpha).
+    THEORY 5.4. Holds until |L1| is near eps (`adam_floor_u`). Between the small-lr limit 2 lr rate and `adam_cap`.
     """
     if rate <= 0:
         return 0.0

@@ -1,0 +1,440 @@
+"""Every loss against the equation of its paper in 50-digit arithmetic, and for finiteness where float32 ends.
+
+The claim, on a grid of log-ratios up to 1e4 nats and betas from 0.01 to 2:
+
+* float64: value and gradient are right to 1e-6 of themselves wherever they are representable.
+* float32: the same, plus what one rounding (1 ulp) of each input does. e^-u at u = 87 moves by 87 ulp when u does, and no
+  formula can help that; where rounding matters less than 1e-6, the bound is 1e-6.
+* Where an equation is a difference of two terms that meet (EXO and robust near their zero), the error is measured against the
+  larger term. A square of a difference (IPO) needs no such rule: the difference is exact to a rounding of its inputs.
+* No NaN and no infinity in either, for any log-ratio in [-1e4, 1e4].
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mpmath import mp, mpf
+
+from src.config import Choice
+from src.losses.base import PairLogRatios, facts_of
+from tests.conftest import CONF
+
+NAMES = sorted(path.stem for path in (CONF / "loss").glob("*.yaml"))
+
+# ---- the papers' equations. p: one list of responses and the hyper-parameters; s: the same, not differentiated.
+# p.x: log-ratios, best first; p.a, p.b, p.h; p.lp: log-probs; p.n: lengths; p.tok, p.ref_tok: token log-probs;
+# p.pi, p.ref_pi: next-token log-probabilities. A pair (value, scale) names the larger of two terms that meet.
+
+
+def sig(x):
+    return 1 / (1 + mp.exp(-x)) if abs(x) < 1e6 else mpf(x > 0)
+
+
+def ell(x):
+    """-log sigma(x). Beyond 1e6, e^-|x| is 0 in every dtype."""
+    return mp.log1p(mp.exp(-x)) if abs(x) < 1e6 else max(-x, mpf(0))
+
+
+def pos(x):
+    return max(x, mpf(0))
+
+
+def minus_log_normal_cdf(u):
+    return -mp.log1p(-mp.ncdf(-u)) if u > 0 else -mp.log(mp.ncdf(u))
+
+
+def smooth(u, e):
+    return (1 - e) * ell(u) + e * ell(-u)
+
+
+def robust(p, s):
+    u = p.beta * p.h
+    terms = (1 - p.epsilon) * ell(u), p.epsilon * ell(-u)
+    return (terms[0] - terms[1]) / (1 - 2 * p.epsilon), max(ell(u), abs(u) * p.epsilon / (1 - 2 * p.epsilon))
+
+
+def exo(p, s):
+    q, other = sig(p.beta * p.h), sig(-p.beta * p.h)
+    terms = q * -(ell(p.beta * p.h) + mp.log1p(-p.epsilon)), other * -(ell(-p.beta * p.h) + mp.log(p.epsilon))
+    return sum(terms), max(map(abs, terms))
+
+
+def discopop(p, s):
+    u = p.beta * p.h
+    return sig(-u / p.tau) * ell(u) + sig(u / p.tau) * mp.exp(-u)
+
+
+def kto(p, s):
+    z = pos(sum(s.x) / len(s.x))
+    return p.lambda_chosen * sig(p.beta * (z - p.a)) + p.lambda_rejected * sig(p.beta * (p.b - z))
+
+
+def cal_dpo(p, s):
+    goal = 1 / (2 * p.beta)
+    return ell(p.h) + ((p.a - goal) ** 2 + (p.b + goal) ** 2) / 2
+
+
+def f_dpo(p, s):
+    slope = {
+        "reverse_kl": lambda x: x,
+        "forward_kl": lambda x: 1 - mp.exp(-x),
+        "js": lambda x: mp.log(2) - ell(x),
+    }[p.divergence]
+    return ell(p.beta * (slope(p.a) - slope(p.b)))
+
+
+def f_dpo_alpha(p, s):
+    def slope(x):
+        return (1 - mp.exp(-p.alpha * x)) / p.alpha if p.alpha else x
+
+    return ell(p.beta * (slope(p.a) - slope(p.b)))
+
+
+def chi_po(p, s):
+    score = p.beta * (mp.exp(p.a) + p.a - mp.exp(p.b) - p.b)
+    return ell(min(max(score, -2 * p.r_max), 2 * p.r_max))
+
+
+def beta_dpo(p, s):
+    return ell(max(mpf("1e-3"), p.beta * (1 + p.alpha * (s.h - p.mean_margin))) * p.h)
+
+
+def ld_dpo(p, s):
+    shared = min(p.n)
+    weighted = [
+        sum((x - r) * (1 if t < shared else p.alpha) for t, (x, r) in enumerate(zip(tok, ref, strict=True)))
+        for tok, ref in zip(p.tok, p.ref_tok, strict=True)
+    ]
+    return ell(p.beta * (weighted[0] - weighted[-1]))
+
+
+def wpo(p, s):
+    def weight(tok, pi):
+        aligned = [x - mp.log(sum(mp.exp(2 * v) for v in row)) for x, row in zip(tok, pi, strict=True)]
+        return mp.exp(sum(aligned) / len(aligned))
+
+    return weight(s.tok[0], s.pi[0]) * weight(s.tok[-1], s.pi[-1]) * ell(p.beta * p.h)
+
+
+def kl(p, k):
+    """Forward KL of the next-token distributions along response k."""
+    return sum(
+        mp.exp(r) * (r - v) for row, ref in zip(p.pi[k], p.ref_pi[k], strict=True) for v, r in zip(row, ref, strict=True)
+    )
+
+
+def odds(log_p):
+    return mp.exp(log_p) / -mp.expm1(log_p)
+
+
+def orpo(p, s):
+    mean = [lp / n for lp, n in zip(p.lp, p.n, strict=True)]
+    # At probability 1 the odds are infinite; the code keeps 1e-12 away, and so does this.
+    ratio = odds(min(mean[0], -mpf("1e-12"))) / odds(min(mean[-1], -mpf("1e-12")))
+    return p.odds_weight * mp.log1p(1 / ratio) - p.nll_weight * mean[0]
+
+
+def pairs_of(x):
+    return [(i, j) for i in range(len(x)) for j in range(i + 1, len(x))]
+
+
+def list_mle(p, s):
+    e = [mp.exp(p.beta * x) for x in p.x]
+    return sum(mp.log1p(sum(e[t + 1 :]) / e[t]) for t in range(len(e)))
+
+
+def lambda_loss(p, s):
+    gain = [mpf(2) ** (1 - mpf(i) / (len(p.x) - 1)) - 1 for i in range(len(p.x))]
+    rank = [1 + sum(other > x for other in s.x) for x in s.x]
+    return sum(
+        abs(gain[i] - gain[j])
+        * abs(1 / mp.log(1 + rank[i]) - 1 / mp.log(1 + rank[j]))
+        * ell(p.beta * (p.x[i] - p.x[j]))
+        for i, j in pairs_of(p.x)
+    )
+
+
+# One row for each file of conf/loss.
+EQUATIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "aot": lambda p, s: smooth(p.beta * p.h, p.epsilon),
+    "aot_unpaired": lambda p, s: smooth(p.beta * p.h, p.epsilon),
+    "apo_down": lambda p, s: sig(p.beta * p.a) + sig(-p.beta * p.h),
+    "apo_zero": lambda p, s: sig(-p.beta * p.a) + sig(p.beta * p.b),
+    "bco": lambda p, s: ell(p.beta * p.a - p.delta) + ell(-(p.beta * p.b - p.delta)),
+    "beta_dpo": beta_dpo,
+    "cal_dpo": cal_dpo,
+    "cdpo": lambda p, s: smooth(p.beta * p.h, p.epsilon),
+    "chi_po": chi_po,
+    "cpo": lambda p, s: ell(p.beta * (p.lp[0] - p.lp[-1])) - p.alpha * p.lp[0] / p.n[0],
+    "discopop": discopop,
+    "distill": lambda p, s: (p.score_gap - p.beta * p.h) ** 2,
+    "dpo": lambda p, s: ell(p.beta * p.h),
+    "dpop": lambda p, s: ell(p.beta * (p.h - p.penalty * pos(-p.a))),
+    "exo": exo,
+    "exp": lambda p, s: mp.exp(-p.beta * p.h),
+    "f_dpo": f_dpo,
+    "f_dpo_alpha": f_dpo_alpha,
+    "hinge": lambda p, s: pos(1 - p.beta * p.h),
+    "ipo": lambda p, s: (p.h - 1 / (2 * p.beta)) ** 2,
+    "ipo_avg": lambda p, s: (p.a / p.n[0] - p.b / p.n[-1] - 1 / (2 * p.beta)) ** 2,
+    "kto": kto,
+    "lambda_loss": lambda_loss,
+    "ld_dpo": ld_dpo,
+    "list_mle": list_mle,
+    "list_softmax": lambda p, s: mp.log1p(sum(mp.exp(p.beta * (x - p.a)) for x in p.x[1:])),
+    "mix": lambda p, s: p.weights["a"] * ell(p.terms["a"]["beta"] * p.h) - p.weights["b"] * p.lp[0] / p.n[0],
+    "nca": lambda p, s: ell(p.beta * p.a) + ell(-p.beta * p.a) / 2 + ell(-p.beta * p.b) / 2,
+    "orpo": orpo,
+    "pair_hinge": lambda p, s: mp.fsum(pos(1 - p.beta * (p.x[i] - p.x[j])) for i, j in pairs_of(p.x)) / len(pairs_of(p.x)),
+    "pair_logistic": lambda p, s: mp.fsum(ell(p.beta * (p.x[i] - p.x[j])) for i, j in pairs_of(p.x)) / len(pairs_of(p.x)),
+    "probit": lambda p, s: minus_log_normal_cdf(p.beta * p.h),
+    "r_dpo": lambda p, s: ell(p.beta * p.h + p.alpha * (p.n[0] - p.n[-1])),
+    "robust": robust,
+    "rpo": lambda p, s: ell(p.beta * p.h) - p.alpha * p.lp[0] / p.n[0],
+    "sft": lambda p, s: -p.lp[0] / p.n[0],
+    "sigmoid_norm": lambda p, s: ell(p.beta * (p.a / p.n[0] - p.b / p.n[-1])),
+    "simpo": lambda p, s: ell(p.beta * (p.lp[0] / p.n[0] - p.lp[-1] / p.n[-1]) - p.gamma),
+    "slic_hf": lambda p, s: pos(p.delta - p.lp[0] + p.lp[-1]) - p.nll_weight * p.lp[0],
+    "sppo_hard": lambda p, s: (p.a - 1 / (2 * p.beta)) ** 2 + (p.b + 1 / (2 * p.beta)) ** 2,
+    "tdpo1": lambda p, s: ell(p.beta * (p.h - (kl(p, -1) - kl(p, 0)))),
+    "tdpo2": lambda p, s: ell(p.beta * (p.h - p.alpha * (kl(p, -1) - kl(s, 0)))),
+    "wpo": wpo,
+}  # fmt: skip
+
+# Beside the defaults: the other branches, and the ends of the ranges.
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("aot", {"epsilon": 0.1}),
+    ("bco", {"delta": -3.0}),
+    ("cdpo", {"epsilon": 0.0}),
+    ("discopop", {"tau": 1.5}),
+    ("exo", {"epsilon": 0.4}),
+    ("f_dpo", {"divergence": "js"}),
+    ("f_dpo", {"divergence": "reverse_kl"}),
+    ("f_dpo_alpha", {"alpha": 0.0}),
+    ("f_dpo_alpha", {"alpha": 1e-3}),
+    ("f_dpo_alpha", {"alpha": 2.0}),
+    ("kto", {"lambda_chosen": 0.5, "lambda_rejected": 2.0}),
+    ("robust", {"epsilon": 0.45}),
+]
+CASES = [*((name, {}) for name in NAMES), *VARIANTS]
+CASE_IDS = [name + "".join(f"-{value}" for value in changed.values()) for name, changed in CASES]
+
+# ---- the grid
+
+MAGNITUDES = (1e-8, 1e-3, 1.0, 10.0, 50.0, 87.0, 700.0, 1e4)
+RATIOS = np.float32([0.0, *MAGNITUDES, *(-x for x in MAGNITUDES)])
+BETAS = np.float32([0.01, 0.1, 0.5, 1.0, 2.0])
+POINTS = [(float(a), float(b)) for x in RATIOS for a, b in ((x, 0), (0, x), (x, -x), (x, 1))]
+MIDDLE = 0.5  # log-ratio of the second of three responses
+LENGTHS = (3, 2)  # all tokens but the first have probability 1 under both models
+REST = (-1.0, -2.0)  # the other log-probabilities where the first token is drawn
+REF_REST = (-1.5, -0.5)
+
+
+def float32_values(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters that both dtypes can hold."""
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, Choice):
+            return replace(value, params=float32_values(value.params))
+        if isinstance(value, dict):
+            return {key: rounded(inner) for key, inner in value.items()}
+        return float(np.float32(value)) if isinstance(value, float) else value
+
+    return {key: rounded(value) for key, value in params.items()}
+
+
+def batch(points: torch.Tensor) -> PairLogRatios:
+    """Log-ratios [R, N, K] as pairs of log-probs at most 0; logps and token log-probs carry the gradient."""
+    first = points.clamp(max=0).requires_grad_()
+    ref_first = -points.clamp(min=0)
+    runs, lists, size = points.shape
+    lengths = torch.tensor([LENGTHS[0]] * (size - 1) + [LENGTHS[1]]).expand(runs, lists, size)
+    mask = torch.arange(LENGTHS[0]) < lengths[..., None]
+    certain = torch.tensor([0.0, -1e4, -1e4], dtype=points.dtype)
+
+    def tokens(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x[..., None], torch.zeros(*x.shape, LENGTHS[0] - 1, dtype=x.dtype)], -1)
+
+    def whole(x: torch.Tensor, rest: tuple[float, ...]) -> torch.Tensor:
+        drawn = torch.cat([x[..., None], torch.tensor(rest, dtype=x.dtype).expand(*x.shape, len(rest))], -1)
+        return torch.stack([drawn, *[certain.expand_as(drawn)] * (LENGTHS[0] - 1)], -2)
+
+    return PairLogRatios(
+        first, ref_first, lengths, None, tokens(first), tokens(ref_first), mask,
+        whole(first, REST), whole(ref_first, REF_REST),
+    )  # fmt: skip
+
+
+def evaluate(loss: Choice, points: torch.Tensor, betas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values [R, N] and gradients [R, N, K] with respect to the log-probs; each row has its beta [R, 1]."""
+    pairs = batch(points)
+    hyper = {
+        key: betas if key == "beta" else torch.full_like(betas, value) if isinstance(value, float) else value
+        for key, value in loss.params.items()
+    }
+    value = loss.function(pairs, **hyper)
+    (gradient,) = torch.autograd.grad(value.sum(), pairs.logps)
+    return value.detach(), gradient
+
+
+class Exact:
+    """One list's equation as a function of its leaves: the log-probs, the reference's, and the numbers in `params`."""
+
+    def __init__(self, name: str, params: Mapping[str, Any], point: tuple[float, ...], beta: float) -> None:
+        self.equation, self.size = EQUATIONS[name], len(point)
+        self.fixed: dict[str, Any] = {}
+        self.leaves: dict[str, mpf] = {}
+        for k, x in enumerate(point):
+            self.leaves[f"lp{k}"], self.leaves[f"ref{k}"] = mpf(min(x, 0)), mpf(-max(x, 0))
+        for key, value in params.items():
+            if key == "beta":
+                self.leaves[key] = mpf(beta)
+            elif isinstance(value, float):
+                self.leaves[key] = mpf(value)
+            elif key == "terms":
+                self.fixed[key] = {term: made.params for term, made in value.items()}
+            else:
+                self.fixed[key] = value
+        self.stopped = self.at({})
+
+    def at(self, moved: Mapping[str, mpf]) -> SimpleNamespace:
+        leaves = self.leaves | dict(moved)
+        lp, ref = ([leaves[f"{kind}{k}"] for k in range(self.size)] for kind in ("lp", "ref"))
+        n = [LENGTHS[0]] * (self.size - 1) + [LENGTHS[1]]
+        certain = [mpf(0), mpf(-10000), mpf(-10000)]
+        x = [p - r for p, r in zip(lp, ref, strict=True)]
+        return SimpleNamespace(
+            x=x, a=x[0], b=x[-1], h=x[0] - x[-1], lp=lp, n=n,
+            tok=[[p] + [mpf(0)] * (m - 1) for p, m in zip(lp, n, strict=True)],
+            ref_tok=[[r] + [mpf(0)] * (m - 1) for r, m in zip(ref, n, strict=True)],
+            pi=[[[p, *map(mpf, REST)]] + [certain] * (m - 1) for p, m in zip(lp, n, strict=True)],
+            ref_pi=[[[r, *map(mpf, REF_REST)]] + [certain] * (m - 1) for r, m in zip(ref, n, strict=True)],
+            **{key: value for key, value in leaves.items() if not key[-1].isdigit()}, **self.fixed,
+        )  # fmt: skip
+
+    def value(self, moved: Mapping[str, mpf] | None = None, stopped: SimpleNamespace | None = None) -> tuple[mpf, mpf]:
+        """The value, and the size its error is measured against."""
+        result = self.equation(self.at(moved or {}), stopped or self.stopped)
+        return result if isinstance(result, tuple) else (result, abs(result))
+
+    def slopes(self, k: int, moved: Mapping[str, mpf] | None = None) -> tuple[mpf, mpf]:
+        """Slopes in log-prob k from the left and from the right; they differ at a kink."""
+        moved = dict(moved or {})
+        stopped = self.at(moved)
+        here, middle = self.value(moved, stopped)[0], moved.get(f"lp{k}", self.leaves[f"lp{k}"])
+        step = mpf(10) ** -60
+        left, right = (self.value(moved | {f"lp{k}": middle + d}, stopped)[0] for d in (-step, step))
+        return (here - left) / step, (right - here) / step
+
+    def rounding(self, quantity: Callable[[Mapping[str, mpf]], mpf], eps: float) -> mpf:
+        """How far `quantity` moves, in all, when each leaf moves by `eps` of itself."""
+        here = quantity({})
+        return mp.fsum(abs(quantity({key: x * (1 + eps)}) - here) for key, x in self.leaves.items() if x)
+
+
+WORST: dict[tuple[str, str, str], float] = {}  # (case, dtype, what) -> worst error, for the record
+
+
+def error(ours: float, true: mpf, scale: mpf, dtype: torch.dtype) -> float:
+    """Relative to `scale`; 0 where the true number is not representable (subnormal, or beyond the largest)."""
+    limits = torch.finfo(dtype)
+    if not mpf(limits.tiny) <= abs(true) <= mpf(limits.max):
+        below = abs(true) < mpf(limits.tiny) and abs(ours) > 2 * limits.tiny
+        return float(abs(ours) / scale) if below and scale > abs(ours) * mpf("1e-6") else math.inf if below else 0.0
+    return float(abs(mpf(ours) - true) / max(scale, mpf(limits.tiny)))
+
+
+@pytest.fixture(params=CASES, ids=CASE_IDS, scope="module")
+def case(request, convert) -> tuple[str, Choice]:
+    name, changed = request.param
+    loss = convert(f"loss={name}").loss
+    return request.node.callspec.id if hasattr(request.node, "callspec") else name, replace(
+        loss, params=float32_values({**loss.params, **changed})
+    )
+
+
+def points_of(loss: Choice) -> list[tuple[float, ...]]:
+    wide = [(a, MIDDLE, b) for a, b in POINTS] if facts_of(loss).lists else []
+    return [*POINTS, *wide] if not wide else [*POINTS, *wide[:: len(wide) // 34]]
+
+
+def test_every_loss_has_its_equation_here():
+    assert sorted(EQUATIONS) == NAMES
+
+
+def test_value_and_gradient_are_those_of_50_digit_arithmetic(case):
+    label, loss = case
+    has_beta = "beta" in loss.params
+    failures = []
+    for size in {len(point) for point in points_of(loss)}:
+        grid = [
+            (point, float(beta))
+            for point in points_of(loss)
+            if len(point) == size
+            for beta in (BETAS if has_beta else BETAS[:1])
+        ]
+        ours = {}
+        for dtype in (torch.float32, torch.float64):
+            points = torch.tensor([point for point, _ in grid], dtype=dtype)[:, None]
+            betas = torch.tensor([beta for _, beta in grid], dtype=dtype)[:, None]
+            ours[dtype] = evaluate(loss, points, betas)
+        for row, (point, beta) in enumerate(grid):
+            with mpmath.workdps(50):
+                failures += check_value(label, Exact(loss.name, loss.params, point, beta), ours, row, point, beta)
+            # A slope of 1e-308 beside a value of 1 needs as many digits.
+            with mpmath.workdps(430):
+                failures += check_slopes(label, Exact(loss.name, loss.params, point, beta), ours, row, point, beta)
+    assert not failures, "\n".join(failures[:20]) + f"\n({len(failures)} in all)"
+
+
+def check_value(label, exact, ours, row, point, beta) -> list[str]:
+    true, scale = exact.value()
+    found = []
+    for dtype, (values, _) in ours.items():
+        value = values[row, 0].item()
+        off = error(value, true, scale, dtype)
+        off = excess(off, scale, exact, lambda moved: exact.value(moved)[0], dtype)
+        record(label, dtype, "value", off)
+        if not (off <= 1e-6 and math.isfinite(value)):
+            found.append(f"{dtype} value at {point}, beta {beta:.3g}: {value!r}, exactly {mp.nstr(true, 17)}: {off:.2g}")
+    return found
+
+
+def check_slopes(label, exact, ours, row, point, beta) -> list[str]:
+    found = []
+    for k in range(len(point)):
+        left, right = exact.slopes(k)
+        if abs(right - left) > mpf("1e-20") * max(abs(left), abs(right)):
+            continue  # a kink
+        for dtype, (_, gradients) in ours.items():
+            slope = gradients[row, 0, k].item()
+            off = error(slope, right, abs(right), dtype)
+            off = excess(off, abs(right), exact, lambda moved, k=k: exact.slopes(k, moved)[1], dtype)
+            record(label, dtype, "gradient", off)
+            if not (off <= 1e-6 and math.isfinite(slope)):
+                found.append(
+                    f"{dtype} slope {k} at {point}, beta {beta:.3g}: {slope!r}, exactly {mp.nstr(right, 17)}: {off:.2g}"
+                )
+    return found
+
+
+def excess(off: float, scale: mpf, exact: Exact, quantity, dtype: torch.dtype) -> float:
+    """The error beyond what a rounding of every input does, asked for only where there is any to explain."""
+    if off <= 1e-6 or not math.isfinite(off) or dtype is torch.float64:
+        return off
+    return max(0.0, off - float(exact.rounding(quantity, torch.finfo(dtype).eps) / scale))
+
+
+def record(label: str, dtype: torch.dtype, what: str, off: float) -> None:
+    key = (label, str(dtype).removeprefix("torch."), what)
+    WORST[key] = max(WORST.get(key, 0.0), off)
