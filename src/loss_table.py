@@ -17,7 +17,7 @@ from src.config import Choice, RunConfig, run_config
 from src.launching.local import load_data
 from src.losses.base import facts_of
 from src.theory.bandit import Growth, growth_law
-from src.theory.weights import is_margin_loss, side_weights
+from src.theory.weights import descent_target, is_margin_loss, side_weights
 from src.train import train_stack
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -123,7 +123,7 @@ def cells(row: Row, law: Growth) -> list[str]:
     states = [row.states.get(t) for t in (SHORT, LONG)]
     return [
         loss.name,
-        ", ".join(f"{key} {value}" for key, value in loss.plain().items() if key not in {"name", "beta", "terms"}),
+        ", ".join(f"{key} {plain(value)}" for key, value in loss.params.items() if key != "beta"),
         "yes" if is_margin_loss(loss, REF) else "",
         f"{number(-chosen)}, {number(rejected)}",
         optimum(loss),
@@ -140,11 +140,18 @@ def slope(law: Growth) -> str:
 
 
 def optimum(loss: Choice) -> str:
+    """As stated beside the loss; found by root finding where that is silent and the loss is one of h."""
     stated = facts_of(loss).optimum
-    if stated is None:
+    if stated is None and not is_margin_loss(loss, REF):
         return ""
-    h = stated(**loss.params)
+    h = descent_target(loss, 30 / BETA, REF) if stated is None else stated(**loss.params)
     return "none" if math.isinf(h) else number(h)
+
+
+def plain(value: object) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key}={plain(inner)}" for key, inner in value.items())
+    return value.name if isinstance(value, Choice) else str(value)
 
 
 def number(x: float) -> str:
@@ -183,11 +190,12 @@ the other hyper-parameters, at their defaults. Losses without a beta ignore it, 
 | h(t), rejected(t), chosen(t) | measured after t updates of the training loop: margin, pi(rejected), pi(chosen) |
 
 A loss collapses here if dh/dlog t is above 0.01 nats over the last of the eight decades. The line is nowhere near
-anything: those that settle have less than 1e-4, those that do not more than 0.05. Where h grows without end,
-pi(rejected) tends to 0 like e^-h / (1 + e^-h) of what the pair holds.
+anything: those that settle have less than 1e-4, those that do not more than 0.05. pi(rejected) is at most
+e^-h ref(rejected)/ref(chosen), so where h grows without end it tends to 0.
 
-Under Adam and RMSprop read t for log t: a margin that grows like log t under SGD grows linearly, because the update is
-divided by the gradient it shrinks with (up to ln(beta2)/2 = 0.0005 in log gradient an update at beta2 = .999)."""
+Under Adam and RMSprop read t for log t: they divide the update by the gradient that makes SGD slow, so a margin that
+grows like log t under SGD grows linearly. The log of the gradient falls by at most -ln(beta2)/2 an update that way, 0.0005
+at beta2 = .999 (`src.theory.growth.adam_kappa`)."""
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ def _against_reference(token_ratio: Tensor, mask: Tensor, beta: Tensor) -> dict[
     metrics["implied_preference"] = torch.sigmoid(beta[:, None] * h).mean(-1)
     tokens = mask.sum((1, 2, 3))
     for k in (k1, k2, k3):
-        metrics[f"{k.__name__}_on_data"] = (k(token_ratio) * mask).sum((1, 2, 3)) / tokens
+        metrics[f"{k.__name__}_on_data"] = k(token_ratio).masked_fill(~mask, 0).sum((1, 2, 3)) / tokens
     return metrics
 
 

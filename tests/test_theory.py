@@ -321,7 +321,7 @@ def test_linear_growth_under_adam_ends_where_the_gradient_meets_eps():
     rate = np.diff(u[::1000]) / 1000
     floor = growth.adam_floor_u(beta)
     kappa = growth.adam_kappa(beta, lr)
-    before, after = rate[(u[:-1000:1000] > 7) & (u[1000::1000] < floor - 4)], rate[u[:-1000:1000] > floor + 1]
+    before, after = rate[(u[:-1000:1000] > 7) & (u[1000::1000] < floor - 4)], rate[u[:-1000:1000] > floor + 3]
     assert np.abs(before / kappa - 1).max() < 0.01
     assert after.max() < 0.5 * kappa
 
@@ -451,7 +451,7 @@ def test_growth_laws(name, law, slope):
 
 
 def test_a_strong_sequential_kl_stops_tdpo():
-    """THEORY 3.1: with single tokens TDPO2 is stationary where pi_w - ref_w = 1/alpha, once that is less than 1 - ref_w."""
+    """THEORY 3.1: with single tokens TDPO2 is stationary where pi_w - ref_w = 1/alpha."""
     found = bandit.growth_law(loss("tdpo2", "beta=0.5", "loss.alpha=6"), ZOO_REF, eta=0.25)
     assert found.law == "settles"
     assert found.pi[0] == pytest.approx(0.3 + 1 / 6, abs=1e-6)

@@ -124,6 +124,12 @@ def bounded(x: Tensor, factor: Tensor) -> Tensor:
     return torch.minimum(x, limit).detach() + (x - x.detach())
 
 
+def expm1(x: Tensor) -> Tensor:
+    """e^x - 1, precise near 0, with the slope e^x: torch's own, (e^x - 1) + 1, is 0 from x = -17 down in float32."""
+    e = torch.exp(x)
+    return torch.expm1(x).detach() + (e - e.detach())
+
+
 def sigmoid(x: Tensor) -> Tensor:
     """sigma(x), with the slope sigma(x) sigma(-x): torch's own, y (1 - y), is 0 from x = 17 on in float32."""
     return logsigmoid(x).exp()

@@ -49,13 +49,14 @@ def list_softmax(pairs: PairLogRatios, *, beta: Positive) -> Tensor:
 def lambda_loss(pairs: PairLogRatios, *, beta: Positive) -> Tensor:
     """sum_{i above j} |G_i - G_j| |1/D(r_i) - 1/D(r_j)| l(s_i - s_j), G = 2^label - 1, D = log(1 + rank).
 
-    Labels are evenly spaced from 1 (best) to 0 (worst), the ranks r those of the current scores, not differentiated.
+    Labels are evenly spaced from 1 (best) to 0 (worst), the ranks r those of the current scores, not differentiated;
+    equal scores rank as the data do, or nothing would move from the start.
     The weight is what swapping i and j would cost in DCG (LambdaRank).
     """
     difference, i, j = _pair_differences(pairs, beta)
     size = pairs.log_ratios.shape[-1]
     gain = torch.linspace(1, 0, size, device=difference.device, dtype=difference.dtype).exp2() - 1
-    rank = (-pairs.log_ratios.detach()).argsort(-1).argsort(-1) + 1
+    rank = pairs.log_ratios.detach().argsort(-1, descending=True, stable=True).argsort(-1) + 1
     discount = 1 / torch.log1p(rank.to(difference.dtype))
     weight = (gain[i] - gain[j]).abs() * (discount[..., i] - discount[..., j]).abs()
     return (weight * softplus(-difference)).sum(-1)

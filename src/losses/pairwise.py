@@ -103,7 +103,7 @@ class LogNdtr(torch.autograd.Function):
         return value.to(x.dtype)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:
         x, value = ctx.saved_tensors  # type: ignore[attr-defined]
         slope = torch.exp(-0.5 * x * x - 0.5 * math.log(2 * math.pi) - value)
         # Below -1e3 the difference has lost digits; the slope is -x - 1/x there, to one part in 1e12.

@@ -20,7 +20,8 @@ class StackPenalty:
     """Each run's coefficient times its form of the KL, mean over the response tokens of the batch, [R], in nats.
 
     k1, k2, k3 are taken of the data's own tokens, with the gradient through their log-probs ("as a loss" in `src.kl`): they
-    pull at the responses of the data and say nothing of others. reverse, forward and js compare the whole next-token
+    pull at the responses of the data and say nothing of others. Since the data's tokens are not drawn from the policy, their
+    gradients are not those of a KL, as they would be for the policy's own samples. reverse, forward and js compare the whole next-token
     distributions at the same positions, exactly; the reference's must be kept for that.
     """
 
@@ -38,7 +39,7 @@ class StackPenalty:
         penalty = torch.zeros_like(pairs.logps[:, 0, 0])
         for form, runs in self._groups.items():
             per_token, mask = _per_token(pairs.of_runs(runs), form)
-            mean = (per_token * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
+            mean = per_token.masked_fill(~mask, 0).sum((1, 2, 3)) / mask.sum((1, 2, 3))
             penalty = penalty.index_add(0, runs, self._coefficients[runs].to(mean.dtype) * mean)
         return penalty
 

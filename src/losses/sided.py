@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-from src.losses.base import NonNegative, PairLogRatios, Positive, Real, bounded, exp, facts, sigmoid
+from src.losses.base import NonNegative, PairLogRatios, Positive, Real, bounded, exp, expm1, facts, sigmoid
 from src.losses.pairwise import LOG2, infinite
 
 
@@ -88,7 +88,7 @@ def f_dpo_alpha(pairs: PairLogRatios, *, beta: Positive, alpha: NonNegative) -> 
     safe = torch.where(alpha == 0, torch.ones_like(alpha), alpha)
 
     def t_to_minus_alpha_less_one(log_ratio: Tensor) -> Tensor:
-        return torch.expm1(bounded(-safe * log_ratio, beta / safe))
+        return expm1(bounded(-safe * log_ratio, beta / safe.clamp(max=1)))
 
     curved = (t_to_minus_alpha_less_one(pairs.b) - t_to_minus_alpha_less_one(pairs.a)) * (beta / safe)
     return softplus(-torch.where(alpha == 0, beta * pairs.h, curved))

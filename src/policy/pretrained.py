@@ -251,6 +251,7 @@ def _check_fit(config: Any, pairs: PairData) -> None:
 def _load_model(spec: Pretrained, dtype: torch.dtype) -> Any:
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()  # a sweep has a display of its own
     options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
     if spec.source()["gguf_file"] is not None and hasattr(transformers, "GgufConfig"):
         # Otherwise the weights stay quantised, and cannot be trained, wherever the package `kernels` is installed.

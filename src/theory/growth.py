@@ -49,25 +49,32 @@ def dpo_u(t: npt.ArrayLike, c: float, u0: float = 0.0) -> Array:
     """DPO under gradient flow: u + e^u = u0 + e^{u0} + c t (THEORY 5.1), so u ~ log(c t). [T] -> [T].
 
     Gradient descent leads it by (c/2) log(x/x0)/x, x = 1 + e^u, to first order in c: at most c / (2 e (1 + e^{u0})),
-    which is .092 c from u0 = 0. Heavy-ball momentum mu: c -> c/(1 - mu), which lags by less than mu/(1 - mu) updates.
+    which is .092 c from u0 = 0. Heavy-ball momentum mu: c -> c/(1 - mu), within what
+    `dpo_u_discrete` adds to it.
     """
     return solve_u_plus_exp_u(u0 + math.exp(u0) + c * np.asarray(t, dtype=np.float64))
 
 
-def dpo_u_discrete(t: npt.ArrayLike, c: float, u0: float = 0.0) -> Array:
-    """DPO under gradient descent, corrected to second order: u + e^u - (c/2) log(1 + e^u) = c t + the same at u0.
+def dpo_u_discrete(t: npt.ArrayLike, c: float, u0: float = 0.0, momentum: float = 0.0) -> Array:
+    """DPO under gradient descent with heavy-ball momentum mu, corrected to second order in c. [T] -> [T].
 
-    [T] -> [T]. Measured within 1.9e-8 (c = .002), 1.9e-6 (.02), 2.0e-4 (.2), 3.3e-2 (2) of gradient descent.
+        u + e^u - C (1/2 + m) log(1 + e^u) = C (t - m (1 - mu^t)) + the left side at u0,  m = mu/(1 - mu), C = c/(1 - mu)
+
+    Momentum acts m updates late: it starts m updates behind, then gains, since the late gradient is the larger one.
+    Measured distance from descent: 1.9e-8 (c = .002), 1.9e-6 (.02), 2.0e-4 (.2), 3.3e-2 (2) without momentum.
     """
+    m = momentum / (1 - momentum)
+    C = c / (1 - momentum)
 
     def left(u: float) -> float:
-        return u + math.exp(u) - c / 2 * float(np.logaddexp(0, u))
+        return u + math.exp(u) - C * (0.5 + m) * float(np.logaddexp(0, u))
 
     def at(target: float) -> float:
         guess = float(solve_u_plus_exp_u(target))
-        return float(brentq(lambda u: left(u) - target, guess - 1, guess + 1 + c, xtol=1e-14))
+        return float(brentq(lambda u: left(u) - target, guess - 1, guess + 1 + C * (1 + 2 * m), xtol=1e-14))
 
-    return np.array([at(c * time + left(u0)) for time in np.atleast_1d(np.asarray(t, dtype=np.float64))])
+    times = np.atleast_1d(np.asarray(t, dtype=np.float64))
+    return np.array([at(C * (time - m * (1 - momentum**time)) + left(u0)) for time in times])
 
 
 def dpo_time(u: npt.ArrayLike, c: float, u0: float = 0.0) -> Array:
