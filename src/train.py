@@ -4,8 +4,8 @@ Shapes: R runs, P pairs of the data, B pairs of a batch, N losses of a batch, T 
 """
 
 from collections.abc import Callable, MutableMapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from src.losses.penalty import StackPenalty
 from src.losses.stacked import StackLoss
 from src.metrics import batch_metrics, reward_metrics
 from src.optim import StackOptimizer
-from src.policy.base import Policy, TokenLogps
+from src.policy.base import Build, Policy, TokenLogps
 from src.recording import Emit, Recorder
 from src.reference import reference_logps
 from src.store import State
@@ -169,20 +169,20 @@ def _policy_and_reference(
 ) -> tuple[Policy, ReferenceLogps | None]:
     """The policies before their first update, and the reference's log-probs of all their data, if anything needs them."""
     specs = [run.model.build() for run in runs]
-    place: dict[str, Any] = {
-        "device": device,
-        "dtype": DTYPES[runs[0].dtype],
-        "shifted": runs[0].logps != "notebook_per_token",
-    }
-    if runs[0].objective == "reward_model":
-        return type(specs[0]).stack(specs, data, **place, scalar_head=True), None
-    policy: Policy = type(specs[0]).stack(specs, data, **place)
+    model, build = type(specs[0]), how_to_build(runs[0], device)
+    policy: Policy = model.stack(specs, data, build)
+    if build.role == "reward_model":
+        return policy, None
     if not any(run.reference == "always" or run.kl_coef or facts_of(run.loss).reference for run in runs):
         return policy, None
     models = tuple(repr(sorted(run.model.plain().items())) for run in runs)
-    key = (models, tuple(pairs.fingerprint for pairs in data), vocabulary, *place.values())
+    key = (models, tuple(pairs.fingerprint for pairs in data), vocabulary, build)
     if key not in references:
-        copied = specs[0].init == "copy"
-        start = policy if copied else type(specs[0]).stack(specs, data, **place, reference=True)
+        start = policy if specs[0].init == "copy" else model.stack(specs, data, replace(build, role="reference"))
         references[key] = reference_logps(start, data, device, vocabulary)
     return policy, references[key]
+
+
+def how_to_build(run: RunConfig, device: torch.device) -> Build:
+    role: Literal["policy", "reward_model"] = "reward_model" if run.objective == "reward_model" else "policy"
+    return Build(device, DTYPES[run.dtype], shifted=run.logps != "notebook_per_token", role=role)

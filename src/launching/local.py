@@ -19,7 +19,7 @@ from src.progress import SweepProgress
 from src.stacking import plan_stacks
 from src.store import ENDED, RunDirectory, State
 from src.tracking import Tracker
-from src.train import Outcome, check_ranks, train_stack
+from src.train import Outcome, check_ranks, how_to_build, train_stack
 
 
 @dataclass
@@ -116,9 +116,7 @@ def _prepare(configs: Sequence[RunConfig]) -> torch.device:
 def _try_model(config: RunConfig, pairs: PairData, device: torch.device) -> None:
     """Build one policy and throw it away: a model that does not fit its data is found before anything is created."""
     spec = config.model.build()
-    shifted = config.logps != "notebook_per_token"
-    reward_model = config.objective == "reward_model"
-    type(spec).stack([spec], [pairs], device=device, dtype=torch.float32, shifted=shifted, scalar_head=reward_model)
+    type(spec).stack([spec], [pairs], how_to_build(config, device))
     check_ranks([config], [pairs])
 
 

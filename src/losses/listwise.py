@@ -56,7 +56,7 @@ def lambda_loss(pairs: PairLogRatios, *, beta: Positive) -> Tensor:
     difference, i, j = _pair_differences(pairs, beta)
     size = pairs.log_ratios.shape[-1]
     gain = torch.linspace(1, 0, size, device=difference.device, dtype=difference.dtype).exp2() - 1
-    rank = pairs.log_ratios.detach().argsort(-1, descending=True, stable=True).argsort(-1) + 1
+    rank = pairs.log_ratios.detach().argsort(descending=True, stable=True).argsort(-1) + 1
     discount = 1 / torch.log1p(rank.to(difference.dtype))
     weight = (gain[i] - gain[j]).abs() * (discount[..., i] - discount[..., j]).abs()
     return (weight * softplus(-difference)).sum(-1)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -67,6 +67,22 @@ def pad_ids(rows: Sequence[Sequence[int]], width: int | None = None) -> tuple[Te
     return ids, mask
 
 
+@dataclass(frozen=True)
+class Build:
+    """How policies are built.
+
+    shifted: True for the published form, where the token at t is predicted from position t - 1. False gathers it from
+        position t, as the source notebooks do; policies for which that has no meaning raise BadInput.
+    role: "reference" is only asked of models whose init is "independent". A "reward_model"'s `token_logps` gives one
+        number a response, its reward, with T = 1.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    shifted: bool = True
+    role: Literal["policy", "reference", "reward_model"] = "policy"
+
+
 class ModelSpec(Protocol):
     """A choice of the `model` config group: a frozen dataclass, validated, that knows how to build R policies."""
 
@@ -75,25 +91,14 @@ class ModelSpec(Protocol):
     init: str  # "copy": the policy starts as the reference; "independent": both are random
 
     @classmethod
-    def stack(
-        cls,
-        specs: Sequence[Self],
-        data: Sequence[PairData],
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        shifted: bool,
-        reference: bool = False,
-        scalar_head: bool = False,
-    ) -> Policy:
-        """Build one policy for the R runs of `specs`, which may differ only in their seed.
+    def stack(cls, specs: Sequence[Self], data: Sequence[PairData], build: Build) -> Policy:
+        """Policies for the R runs of `specs`, which may differ only in their seed.
 
         Args:
             data: each run's pairs; the same object where runs share them.
-            shifted: True for the published form, where the token at t is predicted from position t - 1. False gathers
-                it from position t, as the source notebooks do; policies for which that has no meaning raise BadInput.
-            reference: build the reference instead. Only asked of specs whose init is "independent".
-            scalar_head: build reward models: `token_logps` then gives one number a response, its reward, with T = 1.
+
+        Raises:
+            BadInput: the model does not fit its data, or cannot be built like that.
         """
         ...
 

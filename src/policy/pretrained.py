@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from src.data.pairs import PairData
 from src.errors import BadInput
-from src.policy.base import TokenLogps, pad_ids
+from src.policy.base import Build, TokenLogps, pad_ids
 from src.policy.packing import NO_TOKEN, Layout, packs, padded_rows
 
 # Architectures whose packed log-probs are tested to be those of one response at a time; others get padded rows.
@@ -49,23 +49,13 @@ class Pretrained:
     init: ClassVar[str] = "copy"
 
     @classmethod
-    def stack(
-        cls,
-        specs: Sequence[Self],
-        data: Sequence[PairData],
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        shifted: bool,
-        reference: bool = False,
-        scalar_head: bool = False,
-    ) -> "PretrainedPolicy":
-        """A policy of one run with its own copy of the weights. Raises BadInput for an unusable model or data."""
-        if scalar_head:
+    def stack(cls, specs: Sequence[Self], data: Sequence[PairData], build: Build) -> "PretrainedPolicy":
+        """As `ModelSpec.stack`: a policy of one run, with its own copy of the weights."""
+        if build.role == "reward_model":
             raise BadInput("objective=reward_model needs model=tabular or model=tiny_llama")
         (spec,), (pairs,) = specs, data
-        model = copy.deepcopy(_load_model(spec, dtype)).to(device)
-        return PretrainedPolicy(model, pairs, spec.tokenizer, shifted=shifted)
+        model = copy.deepcopy(_load_model(spec, build.dtype)).to(build.device)
+        return PretrainedPolicy(model, pairs, spec.tokenizer, shifted=build.shifted)
 
     def tokenizer(self) -> Any:
         """Raises BadInput where the model comes without one."""
@@ -102,21 +92,9 @@ class SmolLM2:
     init: ClassVar[str] = Pretrained.init
 
     @classmethod
-    def stack(
-        cls,
-        specs: Sequence[Self],
-        data: Sequence[PairData],
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        shifted: bool,
-        reference: bool = False,
-        scalar_head: bool = False,
-    ) -> "PretrainedPolicy":
+    def stack(cls, specs: Sequence[Self], data: Sequence[PairData], build: Build) -> "PretrainedPolicy":
         """As `Pretrained.stack`."""
-        found = [smollm2(spec.source) for spec in specs]
-        place: dict[str, Any] = {"device": device, "dtype": dtype, "shifted": shifted}
-        return Pretrained.stack(found, data, **place, reference=reference, scalar_head=scalar_head)
+        return Pretrained.stack([smollm2(spec.source) for spec in specs], data, build)
 
     def tokenizer(self) -> Any:
         return smollm2(self.source).tokenizer()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from src.data.pairs import PairData
 from src.errors import BadInput
-from src.policy.base import TokenLogps
+from src.policy.base import Build, TokenLogps
 from src.policy.parameters import ParameterStack
 
 MAX_LOGGED_CELLS = 64  # a larger table's distribution is summarised by its KL and entropy, not logged cell by cell
@@ -36,35 +36,26 @@ class Tabular:
     seed: Annotated[int, Ge(0)]
 
     @classmethod
-    def stack(
-        cls,
-        specs: Sequence["Tabular"],
-        data: Sequence[PairData],
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        shifted: bool,
-        reference: bool = False,
-        scalar_head: bool = False,
-    ) -> "TabularPolicy":
-        if not shifted:
+    def stack(cls, specs: Sequence["Tabular"], data: Sequence[PairData], build: Build) -> "TabularPolicy":
+        """As `ModelSpec.stack`."""
+        if not build.shifted:
             raise BadInput("model=tabular has no token positions: use logps=sequence")
-        logits = []
-        for spec, pairs in zip(specs, data, strict=True):
-            tables = len(set(pairs.prompts)) if spec.per_prompt else 1
-            start = spec._reference_logits(tables) if reference or spec.init == "copy" else spec._random(tables)
-            logits.append(torch.zeros_like(start) if scalar_head else start)
-        return TabularPolicy(
-            logits,
-            [spec._reference_logits(len(t)) for spec, t in zip(specs, logits, strict=True)],
-            [_cells(s, d) for s, d in zip(specs, data, strict=True)],
-            device,
-            dtype,
-            scalar_head,
-        )
+        tables = [spec._table(pairs, build.role) for spec, pairs in zip(specs, data, strict=True)]
+        references = [spec._reference_logits(len(table)) for spec, table in zip(specs, tables, strict=True)]
+        cells = [_cells(spec, pairs) for spec, pairs in zip(specs, data, strict=True)]
+        return TabularPolicy(tables, references, cells, build)
 
     def tokenizer(self) -> Any:
         raise BadInput("model=tabular has no tokenizer: text data need model=pretrained or model=smollm2")
+
+    def _table(self, pairs: PairData, role: str) -> Tensor:
+        """Where training starts, [X, K]: logits, or a reward model's rewards."""
+        tables = len(set(pairs.prompts)) if self.per_prompt else 1
+        if role == "reward_model":
+            return torch.zeros(tables, self.actions, dtype=torch.float64)
+        return (
+            self._random(tables) if self.init == "independent" and role == "policy" else self._reference_logits(tables)
+        )
 
     def _reference_logits(self, tables: int) -> Tensor:
         if self.ref_probs is None:
@@ -94,18 +85,11 @@ def _cells(spec: Tabular, pairs: PairData) -> Tensor:
 class TabularPolicy:
     """logits [R, X, K]; a response is one token. As a reward model, a table of rewards instead."""
 
-    def __init__(
-        self,
-        logits: list[Tensor],
-        reference: list[Tensor],
-        cells: list[Tensor],
-        device: torch.device,
-        dtype: torch.dtype,
-        scalar_head: bool,
-    ) -> None:
+    def __init__(self, logits: list[Tensor], reference: list[Tensor], cells: list[Tensor], build: Build) -> None:
         self.runs = len(logits)
-        self._scalar_head = scalar_head
-        self._weights = ParameterStack.of([{"logits": x} for x in logits], device, dtype)
+        self._scalar = build.role == "reward_model"
+        device = build.device
+        self._weights = ParameterStack.of([{"logits": x} for x in logits], device, build.dtype)
         self._ref_log_pi = torch.stack(reference).to(device=device, dtype=torch.float64).log_softmax(-1)
         self._cells = torch.stack(cells).to(device)  # [R, P, 1 + N]
         self._run = torch.arange(self.runs, device=device)[:, None]
@@ -117,7 +101,7 @@ class TabularPolicy:
     def token_logps(self, index_RB: Tensor, vocabulary: bool = False) -> TokenLogps:
         cells = self._cells[self._run, index_RB]
         table = self._weights["logits"]
-        log_pi_RXK = table if self._scalar_head else table.log_softmax(-1)
+        log_pi_RXK = table if self._scalar else table.log_softmax(-1)
         values = log_pi_RXK[self._run[:, :, None], cells[..., :1], cells[..., 1:]]
         whole = (
             log_pi_RXK[self._run, cells[..., 0]][:, :, None, None].expand(*values.shape, 1, -1) if vocabulary else None
@@ -126,7 +110,7 @@ class TabularPolicy:
 
     def exact_metrics(self) -> dict[str, Tensor]:
         """Exact KL(policy, reference) and entropy, mean over tables, and the distribution itself, in nats."""
-        if self._scalar_head:
+        if self._scalar:
             return {}
         log_pi = self._weights["logits"].detach().double().log_softmax(-1)
         metrics = {

@@ -20,11 +20,10 @@ from torch.nn.functional import embedding, scaled_dot_product_attention, silu
 
 from src.data.pairs import PairData
 from src.errors import BadInput
-from src.policy.base import TokenLogps, pad_ids
+from src.policy.base import Build, TokenLogps, pad_ids
 from src.policy.parameters import ParameterStack
 
 Size = Annotated[int, Ge(1)]
-Role = Literal["reference", "policy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,20 +47,13 @@ class TinyLlama:
     seed: Annotated[int, Ge(0)]
 
     @classmethod
-    def stack(
-        cls,
-        specs: Sequence["TinyLlama"],
-        data: Sequence[PairData],
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        shifted: bool,
-        reference: bool = False,
-        scalar_head: bool = False,
-    ) -> "TinyLlamaPolicy":
-        role: Role = "reference" if reference or specs[0].init == "copy" else "policy"
-        weights = [spec._weights(role) | (spec._scalar_head() if scalar_head else {}) for spec in specs]
-        return TinyLlamaPolicy(specs[0], weights, data, device, dtype, shifted)
+    def stack(cls, specs: Sequence["TinyLlama"], data: Sequence[PairData], build: Build) -> "TinyLlamaPolicy":
+        """As `ModelSpec.stack`."""
+        own = specs[0].init == "independent" and build.role != "reference"
+        weights = [spec._weights("policy" if own else "reference") for spec in specs]
+        if build.role == "reward_model":
+            weights = [w | spec._scalar_head() for w, spec in zip(weights, specs, strict=True)]
+        return TinyLlamaPolicy(specs[0], weights, data, build)
 
     def tokenizer(self) -> Any:
         raise BadInput("model=tiny_llama has no tokenizer: text data need model=pretrained or model=smollm2")
@@ -96,7 +88,7 @@ class TinyLlama:
         generator = torch.Generator().manual_seed(2 * self.seed)
         return {"score.weight": self.initializer_range * torch.randn(1, self.hidden_size, generator=generator)}
 
-    def _weights(self, role: Role) -> dict[str, Tensor]:
+    def _weights(self, role: Literal["reference", "policy"]) -> dict[str, Tensor]:
         """Norms at 1, all else N(0, initializer_range^2) as in transformers; each role has its own random stream."""
         if self.path is not None and role == "reference":
             return self._load(Path(self.path))
@@ -143,10 +135,9 @@ class TinyLlamaPolicy:
         spec: TinyLlama,
         weights: list[dict[str, Tensor]],
         data: Sequence[PairData],
-        device: torch.device,
-        dtype: torch.dtype,
-        shifted: bool,
+        build: Build,
     ) -> None:
+        device, dtype, shifted = build.device, build.dtype, build.shifted
         self.runs = len(weights)
         self.spec = spec
         self._weights = ParameterStack.of([_transposed(w) for w in weights], device, dtype)

@@ -13,6 +13,7 @@ from src.data.pairs import PairData, keep_usable
 from src.data.text import hh_rlhf
 from src.errors import BadInput
 from src.policy import packing
+from src.policy.base import Build
 from src.policy.pretrained import PACKABLE, Pretrained, PretrainedPolicy, SmolLM2, smollm2
 from tests.tiny_tokenizer import CHAT, tiny_tokenizer
 
@@ -184,7 +185,7 @@ def folder(tmp_path_factory) -> str:
 
 
 def load(spec: Pretrained | SmolLM2, data: PairData = PAIRS, dtype=torch.float32, shifted=True) -> PretrainedPolicy:
-    return type(spec).stack([spec], [data], device=CPU, dtype=dtype, shifted=shifted)
+    return type(spec).stack([spec], [data], Build(CPU, dtype, shifted))
 
 
 class TestLoading:

@@ -8,6 +8,7 @@ import torch
 from src.data.pairs import keep_usable
 from src.data.toy import synthetic
 from src.errors import BadInput
+from src.policy.base import Build
 from src.policy.tabular import MAX_LOGGED_CELLS, Tabular
 
 DEFAULTS = {"actions": 4, "ref_probs": [0.3, 0.2, 0.25, 0.25], "per_prompt": False, "init": "copy", "init_std": 1.0}
@@ -15,8 +16,8 @@ DATA = keep_usable([((0,), (0,), (1,)), ((1,), (2,), (0,))], "test", candidates=
 
 
 def stack(*specs: Tabular, data=DATA, dtype=torch.float64, shifted=True, reference=False):
-    place = {"device": torch.device("cpu"), "dtype": dtype, "shifted": shifted, "reference": reference}
-    return Tabular.stack(specs, [data] * len(specs), **place)
+    build = Build(torch.device("cpu"), dtype, shifted, "reference" if reference else "policy")
+    return Tabular.stack(specs, [data] * len(specs), build)
 
 
 def test_responses_are_actions_and_start_at_the_reference():

@@ -8,6 +8,7 @@ import torch
 from src.data.pairs import keep_usable
 from src.data.toy import notebook_pair
 from src.errors import BadInput
+from src.policy.base import Build
 from src.policy.tiny_llama import TinyLlama
 
 SIZES = {
@@ -40,8 +41,8 @@ def specs(*seeds: int, **changes) -> list[TinyLlama]:
 
 
 def policy(run_specs, data=RAGGED, dtype=torch.float64, shifted=True, reference=False):
-    place = {"device": torch.device("cpu"), "dtype": dtype, "shifted": shifted, "reference": reference}
-    return TinyLlama.stack(run_specs, [data] * len(run_specs), **place)
+    build = Build(torch.device("cpu"), dtype, shifted, "reference" if reference else "policy")
+    return TinyLlama.stack(run_specs, [data] * len(run_specs), build)
 
 
 def every_pair(runs: int, data=RAGGED) -> torch.Tensor:
