@@ -184,7 +184,7 @@ the other hyper-parameters, at their defaults. Losses without a beta ignore it, 
 |---|---|
 | h only | for one pair the loss is a function of h alone (given the reference) |
 | -dL/da, dL/db | gradient at the start: how hard chosen is pushed up, and rejected down, per nat |
-| optimum h | minimises the loss with a and b free; none: more is always better; blank: not a matter of h alone |
+| optimum h | where descent from h = 0 is headed with a and b free; none: ever onwards; blank: not a matter of h alone |
 | growth of h | under gradient flow, followed for 1e8 updates; `log t x s`: h gains s nats for every factor e in t |
 | pi(rejected) to 0 | the loss collapses on a pair whose label is certain: h still grows, see below |
 | h(t), rejected(t), chosen(t) | measured after t updates of the training loop: margin, pi(rejected), pi(chosen) |
@@ -194,8 +194,8 @@ anything: those that settle have less than 1e-4, those that do not more than 0.0
 e^-h ref(rejected)/ref(chosen), so where h grows without end it tends to 0.
 
 Under Adam and RMSprop read t for log t: they divide the update by the gradient that makes SGD slow, so a margin that
-grows like log t under SGD grows linearly. The log of the gradient falls by at most -ln(beta2)/2 an update that way, 0.0005
-at beta2 = .999 (`src.theory.growth.adam_kappa`)."""
+grows like log t under SGD grows linearly. The log of the gradient falls by at most -ln(beta2)/2 an update that way,
+0.0005 at beta2 = .999 (`src.theory.growth.adam_kappa`)."""
 
 
 def main() -> None:

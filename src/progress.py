@@ -7,7 +7,7 @@ from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
@@ -27,12 +27,9 @@ class SweepProgress:
         self._steps = 0
         self._started = self._drawn = time.monotonic()
         self._run_steps_done = 0
-        note = TextColumn("{task.fields[note]}")
-        self._bar = Progress(
-            TextColumn("runs"), MofNCompleteColumn(), BarColumn(), note, TimeRemainingColumn(), console=self._console
-        )
-        self._task = self._bar.add_task("", total=runs, note="")
-        self._total_run_steps = run_steps
+        columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=self._console)
+        self._task = self._bar.add_task("", total=run_steps, note="")
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Self:
@@ -64,8 +61,7 @@ class SweepProgress:
             table.add_row(label, f"{margin:+.4g}")
         if len(self._labels) > SHOWN_RUNS:
             table.add_row(f"and {len(self._labels) - SHOWN_RUNS} more", "")
-        done = self._runs * self._run_steps_done / self._total_run_steps
-        self._bar.update(self._task, completed=int(done), note=self._note(step))
+        self._bar.update(self._task, completed=self._run_steps_done, note=self._note(step))
         self._live.update(Group(table, self._bar), refresh=True)
 
     def stack_ends(self, runs: int) -> None:
@@ -78,5 +74,5 @@ class SweepProgress:
         rate = self._run_steps_done / max(1e-9, time.monotonic() - self._started)
         return (
             f"{self._runs_done} of {self._runs} runs done, "
-            f"stack of {len(self._labels)} at step {step + 1}/{self._steps}, {rate:.0f} run-steps/s"
+            f"stack of {len(self._labels)} at step {step + 1}/{self._steps}, {rate:.3g} run-steps/s"
         )

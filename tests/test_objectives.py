@@ -74,7 +74,7 @@ def test_the_logged_loss_is_what_was_minimised_penalty_included():
 
 
 def test_a_forward_penalty_gives_dpo_a_finite_optimum_and_a_reverse_one_does_not():
-    """As pi(rejected) -> 0 the reverse KL's pull on it vanishes like pi log pi; the forward KL's stays at ref(rejected)."""
+    """As pi(rejected) -> 0 the reverse KL pulls like pi log pi, which vanishes; the forward KL like ref(rejected)."""
     run = f"loss=dpo beta=0.5 lr=2 steps=400 {TABULAR}"
     runs = configs(run, f"{run} kl_coef=1 kl_form=forward", f"{run} kl_coef=1 kl_form=reverse")
     free, forward, reverse = (history["margin"] for history in train(runs)[0])

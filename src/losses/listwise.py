@@ -1,4 +1,6 @@
-"""Losses of K ranked responses, best first; s_i = beta log-ratio of response i. Liu et al. 2024 (LiPO), arXiv 2402.01878.
+"""Losses of K ranked responses, best first; s_i = beta log-ratio of response i.
+
+Liu et al. 2024 (LiPO), arXiv 2402.01878.
 
 For K = 2 each is a known pairwise loss: pair_hinge is hinge, lambda_loss is DPO up to a weight, the others are DPO.
 """
@@ -32,7 +34,10 @@ def pair_hinge(pairs: PairLogRatios, *, beta: Positive) -> Tensor:
 
 @facts(optimum=infinite, lists=True)
 def list_mle(pairs: PairLogRatios, *, beta: Positive) -> Tensor:
-    """-sum_t [s_t - logsumexp_{j >= t} s_j]: the Plackett-Luce likelihood of the ranking. Xia et al. 2008."""
+    """-sum_t [s_t - logsumexp_{j >= t} s_j]: the Plackett-Luce likelihood of the ranking. Xia et al. 2008.
+
+    Written as sum_t log(1 + e^(logsumexp_{j > t} s_j - s_t)): the paper's difference rounds to 0 once s_t leads by 17.
+    """
     s = beta[..., None] * pairs.log_ratios
     later = [torch.logsumexp(s[..., t + 1 :], -1) for t in range(s.shape[-1] - 1)]
     return softplus(torch.stack(later, -1) - s[..., :-1]).sum(-1)
@@ -40,7 +45,10 @@ def list_mle(pairs: PairLogRatios, *, beta: Positive) -> Tensor:
 
 @facts(optimum=infinite, lists=True)
 def list_softmax(pairs: PairLogRatios, *, beta: Positive) -> Tensor:
-    """Cross-entropy of softmax(s) against the ranks' gains, here the best response: -log softmax(s)_1."""
+    """Cross-entropy of softmax(s) against the ranks' gains, here the best response: -log softmax(s)_1.
+
+    Written as log(1 + e^(logsumexp_{j > 1} s_j - s_1)), as in `list_mle`.
+    """
     s = beta[..., None] * pairs.log_ratios
     return softplus(torch.logsumexp(s[..., 1:], -1) - s[..., 0])
 

@@ -77,7 +77,7 @@ def hinge(pairs: PairLogRatios, *, beta: Positive) -> Tensor:
 
 @facts(start=lambda beta: 1.0, optimum=infinite)
 def exponential(pairs: PairLogRatios, *, beta: Positive) -> Tensor:
-    """e^-u. Tang et al. 2024 (GPO)."""
+    """e^-u. Tang et al. 2024 (GPO). Plain, it overflows float32 at u = -88.7: see `base.exp`."""
     return exp(-beta * pairs.h, beta)
 
 
@@ -127,13 +127,16 @@ def _exo_start(beta: float, epsilon: float) -> float:
 
 @facts(start=_exo_start, optimum=_smoothed)
 def exo(pairs: PairLogRatios, *, beta: Positive, epsilon: FlipRate) -> Tensor:
-    """KL(q || smoothed label), q = sigma(u). Ji et al. 2024 (EXO), Eq. 16."""
+    """KL(q || smoothed label), q = sigma(u). Ji et al. 2024 (EXO), Eq. 16.
+
+    1 - q is sigma(-u) and log q a logsigmoid: q itself rounds to 1 and its slope to 0.
+    """
     u = beta * pairs.h
     q, log_q, log_other = sigmoid(u), logsigmoid(u), logsigmoid(-u)
     return q * (log_q - torch.log1p(-epsilon)) + sigmoid(-u) * (log_other - torch.log(epsilon))
 
 
-@facts(start=lambda beta, tau: 0.5 * LOG2 + 0.5, optimum=infinite)
+@facts(start=lambda beta, tau: 0.5 * LOG2 + 0.5)
 def discopop(pairs: PairLogRatios, *, beta: Positive, tau: Positive) -> Tensor:
     """(1 - m) l(u) + m e^-u with m = sigma(u / tau): the log-ratio modulated loss of Lu et al. 2024, Eq. 5.
 
@@ -148,9 +151,9 @@ def discopop(pairs: PairLogRatios, *, beta: Positive, tau: Positive) -> Tensor:
 def r_dpo(pairs: PairLogRatios, *, beta: Positive, alpha: NonNegative) -> Tensor:
     """l(u + alpha (|w| - |l|)). Park et al. 2024 (R-DPO).
 
-    The sign follows from the objective: maximising r - alpha |y| makes the implicit reward beta log-ratio + alpha |y|, so
-    r_w - r_l = u + alpha (|w| - |l|). A longer chosen response then needs less margin. Some code subtracts; that rewards
-    length. The start depends on the lengths, so no value is stated.
+    The sign follows from the objective: maximising r - alpha |y| makes the implicit reward beta log-ratio + alpha |y|,
+    so r_w - r_l = u + alpha (|w| - |l|). A longer chosen response then needs less margin. Some code subtracts; that
+    rewards length. The start depends on the lengths, so no value is stated.
     """
     lengths = pairs.lengths.to(pairs.logps.dtype)
     return softplus(-(beta * pairs.h + alpha * (lengths[..., 0] - lengths[..., -1])))
@@ -185,9 +188,9 @@ def beta_dpo(
 ) -> Tensor:
     """DPO with a beta for each batch, and outlying margins left out. Wu et al. 2024 (beta-DPO).
 
-    beta_B = beta (1 + alpha (mean h - M0)), at least 1e-3, and the share `rho` of the pairs farthest from the batch's mean
-    margin weighs nothing. The paper updates M0 and the spread as running means and *draws* the pairs to keep; a pure
-    function has neither memory nor chance, so M0 is `mean_margin` and the farthest are dropped.
+    beta_B = beta (1 + alpha (mean h - M0)), at least 1e-3, and the share `rho` of the pairs farthest from the batch's
+    mean margin weighs nothing. The paper updates M0 and the spread as running means and *draws* the pairs to keep; a
+    pure function has neither memory nor chance, so M0 is `mean_margin` and the farthest are dropped.
     """
     h = pairs.h.detach()
     mean = h.mean(-1, keepdim=True)

@@ -23,7 +23,7 @@ def simpo(pairs: PairLogRatios, *, beta: Positive, gamma: NonNegative) -> Tensor
 
 @facts(reference=False)
 def cpo(pairs: PairLogRatios, *, beta: Positive, alpha: NonNegative) -> Tensor:
-    """l(beta (lw - ll)) + alpha sft. Xu et al. 2024 (CPO); the likelihood is a mean over the batch's tokens, as in TRL."""
+    """l(beta (lw - ll)) + alpha sft. Xu et al. 2024 (CPO). The likelihood is averaged over the batch's tokens."""
     margin = pairs.logps[..., 0] - pairs.logps[..., -1]
     return softplus(-beta * margin) + alpha * sft(pairs)
 

@@ -1,4 +1,7 @@
-"""Losses that look at chosen and rejected separately: a, b are their log-ratios, A = beta a, B = beta b."""
+"""Losses that look at chosen and rejected separately: a, b are their log-ratios, A = beta a, B = beta b.
+
+sigma is `base.sigmoid` and t = pi/ref goes through `base.exp`: torch's own lose the slope on one side, or overflow.
+"""
 
 import math
 from typing import Literal
@@ -84,6 +87,7 @@ def f_dpo_alpha(pairs: PairLogRatios, *, beta: Positive, alpha: NonNegative) -> 
     """DPO for the alpha-divergence, f'(t) = (1 - t^-alpha)/alpha, t = pi/ref. Wang et al. 2023 (f-DPO).
 
     alpha = 0 is the reverse KL, ordinary DPO; alpha = 1 the forward KL. TRL's coefficient is 1 - alpha.
+    Through expm1, for 1 - t^-alpha loses its digits when alpha is small.
     """
     safe = torch.where(alpha == 0, torch.ones_like(alpha), alpha)
 

@@ -1,7 +1,7 @@
 """Losses that look inside a response: at each token's log-prob, or at the whole next-token distribution.
 
-`tokens` costs nothing: the token log-probs exist anyway. `vocabulary` keeps T x V log-probs a response and, for TDPO, as
-many of the reference for every pair of the data: fine for a toy vocabulary, 4 V bytes a token for a language model.
+`tokens` costs nothing: the token log-probs exist anyway. `vocabulary` keeps T x V log-probs a response and, for TDPO,
+as many of the reference for every pair of the data: fine for a toy vocabulary, 4 V bytes a token for a language model.
 """
 
 import torch

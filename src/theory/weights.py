@@ -121,12 +121,18 @@ def descent_target(loss: Choice, reach: float, ref: Sequence[float] = UNIFORM) -
     reach: how far to look [nats]; an optimum beyond it is taken to be infinite.
     """
     if is_margin_loss(loss, ref):
-        start = float(slope(loss, 0.0, ref)[0])
-        way = -np.sign(start)
+        way = -np.sign(float(slope(loss, 0.0, ref)[0]))
+        if way == 0:
+            return 0.0
         stops = [p.h for p in stationary_points(loss, np.linspace(-reach, reach, 2001), ref) if p.minimum]
         ahead = [h for h in stops if way * h >= 0]
         return min(ahead, key=abs) if ahead else float(way * math.inf)
-    solved = root(lambda ab: np.concatenate(side_weights(loss, ab[:1], ab[1:], ref)), np.zeros(2), tol=1e-13)
+    solved = root(
+        lambda ab: np.concatenate(side_weights(loss, ab[:1], ab[1:], ref)),
+        np.zeros(2),
+        tol=1e-13,
+        options={"maxfev": 100},
+    )
     a, b = solved.x
     # Not `solved.success`: it is false where the last digits cannot be improved any more.
     found = np.abs(solved.fun).max() < 1e-9 and max(abs(a), abs(b)) < reach
