@@ -1,4 +1,4 @@
-"""Closed forms for one pair under gradient descent (THEORY.md section 5). Pure: numbers in, numbers out.
+"""Closed forms for one pair under gradient descent. Pure: numbers in, numbers out.
 
 Symbols and units: h margin [nats]; beta [1]; u = beta h reward margin [1]; eta step size; t optimiser updates made;
 K = |grad_theta h|^2 [nats^2 per parameter^2]; L1 = dL/dh [1/nat]. Gradient descent on any model moves the margin by

@@ -1,6 +1,6 @@
 """Kullback-Leibler divergences: estimators from samples, exact values, and what their gradients are. All in nats.
 
-THEORY.md's names: x ~ q, r = p/q. Here q is the policy and p the reference: x ~ pi, r = ref(x)/pi(x), and all of this
+The usual names: x ~ q, r = p/q. Here q is the policy and p the reference: x ~ pi, r = ref(x)/pi(x), and all of this
 takes the project's log-ratio, log pi - log ref = -log r. So KL(q || p) is KL(pi || ref), the "reverse" divergence that
 RLHF penalises; KL(p || q) = KL(ref || pi) is "forward".
 
@@ -9,7 +9,7 @@ RLHF penalises; KL(p || q) = KL(ref || pi) is "forward".
     k2 = log^2 r/2  (neither)           grad KL(pi || ref)          -
     k3 = r-1-log r  KL(pi || ref)       grad KL(ref || pi)          grad KL(pi || ref) - grad KL(ref || pi)
 
-(THEORY.md section 6; the mean of k3, and what is said of its gradients, need ref = 0 wherever pi = 0.) An unbiased
+(The mean of k3, and what is said of its gradients, need ref = 0 wherever pi = 0.) An unbiased
 estimate of a divergence is thus no unbiased estimate of its gradient, and the choice decides what is regularised.
 """
 

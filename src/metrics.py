@@ -41,8 +41,8 @@ def batch_metrics(logps: TokenLogps, reference: TokenLogps | None, beta_R: Tenso
 def reward_metrics(rewards: TokenLogps, beta_R: Tensor) -> dict[str, Tensor]:
     """A reward model's metrics, each [R]: its rewards stand where an implicit reward's stand, for one figure.
 
-    rewards: values [R, B, K, 1]. beta scales them as it scales log-ratios, so that margins are logits of a preference in
-    both cases; with beta = 1 the loss is the usual -log sigma(r_w - r_l).
+    rewards: values [R, B, K, 1]. beta scales them as it scales log-ratios, so that margins are logits of a preference
+    in both cases; with beta = 1 the loss is the usual -log sigma(r_w - r_l).
     """
     found = _against_reference(rewards.values.detach().double(), rewards.mask, beta_R.double())
     return {name: values for name, values in found.items() if name.startswith("rewards/") or "preference" in name}

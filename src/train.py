@@ -121,7 +121,7 @@ def train_stack(
             recorder.add(metrics)
             sound = torch.isfinite(loss_R.detach()) & torch.isfinite(norms_R)
             for run in torch.nonzero(~sound).flatten().tolist():
-                # Its weights go on as NaN beside the others and are not read again: the others must not feel that it left.
+                # Its weights go on as NaN and are not read again: the others must not feel that it left.
                 if outcomes[run].going:
                     what = "gradient" if torch.isfinite(loss_R[run]) else "loss"
                     outcomes[run] = Outcome("diverged", step + 1, step, f"the {what} is not finite at step {step}")
@@ -167,7 +167,7 @@ def _policy_and_reference(
     references: MutableMapping[Any, ReferenceLogps],
     vocabulary: bool,
 ) -> tuple[Policy, ReferenceLogps | None]:
-    """The policies before their first update, and the reference's log-probs of all their data, if anything needs them."""
+    """The policies before their first update, and the reference's log-probs of all data, if anything needs them."""
     specs = [run.model.build() for run in runs]
     model, build = type(specs[0]), how_to_build(runs[0], device)
     policy: Policy = model.stack(specs, data, build)

@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 from src.bradley_terry import Comparisons, NoFiniteEstimate, descend, divergence, existence, fit, nll
 from src.errors import BadInput
 
-# THEORY.md section 7. Citations between statistics journals (BradleyTerry2 `citations`; Turner & Firth 2012).
+# Citations between statistics journals (BradleyTerry2 `citations`; Turner & Firth 2012).
 CITATIONS = Comparisons.from_records(
     [
         *(("Biometrika", "CommStat", 730), ("CommStat", "Biometrika", 33)),
@@ -53,12 +53,12 @@ AT_HOME = np.array(
     ]
 )
 
-# NOTEBOOK.md B1: A beats B 7/10, A beats C 6/10, C beats B 6/10.
+# A beats B 7/10, A beats C 6/10, C beats B 6/10.
 B1 = Comparisons.from_records(
     [("A", "B", 7), ("B", "A", 3), ("A", "C", 6), ("C", "A", 4), ("C", "B", 6), ("B", "C", 4)]
 )
 
-# Azar et al. 2023, section 5.4 (D3 read as THEORY.md section 1.2 reads it).
+# Azar et al. 2023, section 5.4 (D3 as printed never compares c; D3_PRIME adds the pair its text describes).
 D1 = Comparisons.from_records([("a", "b"), ("b", "c"), ("a", "c")])
 D2 = Comparisons.from_records([("a", "b"), ("b", "c"), ("c", "a")])
 D3 = Comparisons.from_records([("a", "b"), ("b", "a")], items="abc")
@@ -371,7 +371,7 @@ def test_in_strengths_an_item_that_never_won_reaches_zero_in_finite_time():
 
 
 def test_max_margin_direction_and_growth_on_d1():
-    """THEORY.md section 1.2 and 7. u_ab -> log(lr t / 3), slope 1; u_ac slope 2."""
+    """u_ab -> log(lr t / 3), slope 1; u_ac slope 2."""
     v = divergence(D1)
     assert v.direction == pytest.approx(np.array([1, 0, -1]) / math.sqrt(2), abs=1e-12)
     assert v.slopes == pytest.approx([1, 0, -1], abs=1e-12)

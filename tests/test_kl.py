@@ -13,7 +13,7 @@ from src.kl import ESTIMATORS, as_loss, as_reward, forward_kl, grpo_kl, jensen_s
 
 F64 = torch.float64
 
-# THEORY.md section 6. x ~ N(0,1), reference N(m,1): m, KL, E and sd of k1, k2, k3, to the digits printed there.
+# x ~ N(0,1), reference N(m,1): m, KL, E and sd of k1, k2, k3, to the digits printed there.
 UNIT_GAUSSIANS = [
     (0.1, 0.005, {"k1": (0.005, 0.1), "k2": (0.0050125, 0.00708872), "k3": (0.005, 0.00708287)}),
     (0.5, 0.125, {"k1": (0.125, 0.5), "k2": (0.1328125, 0.1875), "k3": (0.125, 0.1844598)}),

@@ -9,7 +9,7 @@ from src import loss_table
 from src.loss_table import BETA, ETA, LONG, PAGE, REF, SHORT
 from src.theory.bandit import descent_flow, growth_law
 
-# Settings other than the YAMLs', under which THEORY.md 3.2 measured these losses.
+# Settings other than the YAMLs', under which these losses were measured independently.
 ELSEWHERE = {
     "cpo, beta .1": "loss=cpo beta=0.1",
     "orpo, lambda 1": "loss=orpo loss.odds_weight=1.0",
@@ -20,7 +20,7 @@ ELSEWHERE = {
     "chi_po, not clipped": "loss=chi_po loss.r_max=1e6",
 }
 
-# THEORY.md 3.2: h after 1,000 and 30,000 updates, to the digits printed there.
+# h after 1,000 and 30,000 updates, to the digits printed there.
 MARGINS = {
     "dpo": ("9.599", "16.455"),
     "ipo": ("1.000", "1.000"),
@@ -68,7 +68,7 @@ def half_a_digit(printed: str) -> float:
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, loss_table.Row]:
-    """Every loss at its defaults, and those of THEORY at its settings, after 1,000 updates: one stack."""
+    """Every loss at its defaults, and at those other settings, after 1,000 updates: one stack."""
     names = loss_table.loss_names()
     rows = loss_table.measure([f"loss={name}" for name in names] + list(ELSEWHERE.values()), at=(SHORT,))
     return dict(zip([*names, *ELSEWHERE], rows, strict=True))

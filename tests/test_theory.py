@@ -1,4 +1,4 @@
-"""Theory by autograd, by root finding, and by training the tabular model to it. Numbers: THEORY.md, float64."""
+"""Theory by autograd, by root finding, and by training the tabular model to it. In float64."""
 
 import functools
 import math
@@ -79,7 +79,7 @@ def test_side_weights_are_finite_and_push_the_margin_up_from_the_reference(name)
 
 
 def test_sided_weights_are_those_of_the_table():
-    """THEORY 3.1: NCA, BCO, APO-zero, SPPO, per side."""
+    """NCA, BCO, APO-zero, SPPO, per side."""
     a, b, beta = np.array([0.3, -1.0]), np.array([-0.4, 2.0]), 0.5
     A, B = beta * a, beta * b
     expected = {
@@ -158,7 +158,7 @@ def recursion(slope, steps: int, eta: float, h0: float = 0.0, momentum: float = 
     ("c", "stated", "corrected"), [(0.002, 1.84e-4, 1.9e-8), (0.02, 1.84e-3, 1.9e-6), (0.2, 1.87e-2, 2.0e-4)]
 )
 def test_the_distance_of_descent_from_the_flow(c, stated, corrected):
-    """beta = 1, so h = u. THEORY 5.1; from u0 in general the lead is at most c/(2 e (1 + e^u0)) to first order."""
+    """beta = 1, so h = u. From u0 in general the lead is at most c/(2 e (1 + e^u0)) to first order."""
     steps = np.arange(int(60 / c))
     u = recursion(lambda h: -expit(-h), len(steps), c / 2)
     lead = u - growth.dpo_u(steps, c)
@@ -185,14 +185,14 @@ def test_momentum_lags_and_then_leads_the_flow():
 
 
 def test_time_to_a_margin():
-    """THEORY 5.1: beta .1, eta 1: u = 4.6 after 5154 updates of the flow, measured 5153."""
+    """beta .1, eta 1: u = 4.6 after 5154 updates of the flow, measured 5153."""
     assert float(growth.dpo_time(4.6, 0.02)) == pytest.approx(5154, abs=1)
     u = 0.1 * recursion(lambda h: -0.1 * expit(-0.1 * h), 5200, 1.0)
     assert np.argmax(u >= 4.6) == pytest.approx(5153, abs=1)
 
 
 def test_training_follows_the_closed_forms():
-    """One stack of SGD runs; the tolerances are THEORY 5's measured errors."""
+    """One stack of SGD runs; the tolerances are errors measured before."""
     beta, eta = 0.5, 0.1
     c = 2 * eta * beta**2
     overrides = {
@@ -225,7 +225,7 @@ def test_training_follows_the_closed_forms():
 
 
 def test_training_probit_follows_its_late_law():
-    """THEORY 5.3: at c t = 2e3 the law is .010 above descent."""
+    """at c t = 2e3 the law is .010 above descent."""
     steps, c = 1001, 2.0  # beta = 1, eta = 1
     (history,), _ = train(configs(f"loss=probit beta=1.0 lr=1.0 steps={steps} {ONE_PAIR}"))
     law = growth.probit_u([steps - 1], c)[0]
@@ -233,7 +233,7 @@ def test_training_probit_follows_its_late_law():
 
 
 def test_training_with_weight_decay_stops_where_it_must():
-    """lambda h = 2 beta s(-beta h): 21.280345 at beta .1, lambda .001 (THEORY 5.3)."""
+    """lambda h = 2 beta s(-beta h): 21.280345 at beta .1, lambda .001."""
     predicted = growth.decay_h(beta=0.1, weight_decay=1e-3)
     assert predicted == pytest.approx(21.280345, abs=5e-7)
     problem = f"loss=dpo beta=0.1 lr=100 optimizer.weight_decay=1e-3 steps=120 {ONE_PAIR}"
@@ -273,7 +273,7 @@ def dpo_slope(beta: float):
 
 @pytest.mark.parametrize(
     ("beta", "lr", "measured", "window"),
-    [  # THEORY 5.4
+    [
         (0.1, 1e-3, 1.641e-4, (30_000, 40_000)),
         (0.1, 1e-2, 4.712e-4, (15_000, 18_000)),
         (0.5, 1e-2, 5.003e-4, (15_000, 18_000)),
@@ -319,7 +319,7 @@ def test_training_with_adam_and_rmsprop_is_the_recursion_and_reaches_the_predict
 
 
 def test_rmsprop_slope_and_cap():
-    """THEORY 5.4: (.1, 1e-3): 1.963e-4 measured, 1.961e-4 predicted; cap 5.03e-3."""
+    """(.1, 1e-3): 1.963e-4 measured, 1.961e-4 predicted; cap 5.03e-3."""
     kappa = growth.adam_kappa(0.1, 1e-3, (0.0, 0.99))
     assert kappa == pytest.approx(1.961e-4, abs=5e-8)
     assert growth.adam_cap(0.99) == pytest.approx(5.03e-3, abs=5e-6)
@@ -349,7 +349,7 @@ def test_adam_keeps_a_constant_slope_at_full_step():
 
 ZOO_REF = (0.3, 0.2, 0.25, 0.25)
 D1, D2, D3_PRIME = ((0, 1), (1, 2), (0, 2)), ((0, 1), (1, 2), (2, 0)), ((0, 1), (1, 0), (1, 2))
-TABLE = {  # THEORY 1.1: tau: D1's (pi_a, pi_b, pi_c), D3's (pi_a = pi_b, pi_c)
+TABLE = {  # tau: D1's (pi_a, pi_b, pi_c), D3's (pi_a = pi_b, pi_c)
     0.05: ((0.998727, 0.001271, 0.000002), (0.499989, 0.000023)),
     0.1: ((0.964370, 0.034403, 0.001227), (0.498321, 0.003358)),
     0.2: ((0.816627, 0.154241, 0.029132), (0.480288, 0.039424)),
@@ -443,7 +443,7 @@ def test_probabilities_of_a_margin_are_the_softmax_of_half_of_it_up_and_half_dow
 
 @pytest.mark.parametrize(
     ("name", "law", "slope"),
-    [  # THEORY 3.1 and 5.3; slopes for beta = .5
+    [  # slopes for beta = .5
         ("dpo", "log t", 2.0),
         ("wpo", "log t", 1 / 1.5),
         ("sft", "log t", 1.0),
@@ -463,7 +463,7 @@ def test_growth_laws(name, law, slope):
 
 
 def test_a_strong_sequential_kl_stops_tdpo():
-    """THEORY 3.1: with single tokens TDPO2 is stationary where pi_w - ref_w = 1/alpha."""
+    """with single tokens TDPO2 is stationary where pi_w - ref_w = 1/alpha."""
     found = bandit.growth_law(loss("tdpo2", "beta=0.5", "loss.alpha=6"), ZOO_REF, eta=0.25)
     assert found.law == "settles"
     assert found.pi[0] == pytest.approx(0.3 + 1 / 6, abs=1e-6)

@@ -13,7 +13,7 @@ LLAMA = f"dtype=float64 tracking=none {' '.join(SMALL_LLAMA)}"
 @pytest.mark.parametrize("tau", [0.1, 0.5, 2.0])
 @pytest.mark.parametrize("eta", [0.01, 0.1, 0.3])
 def test_tabular_ipo_under_sgd_is_the_closed_form(tau, eta):
-    """h_t = (1 - (1 - 2 K eta)^t) / (2 tau) with K = |grad h|^2 = 2 (THEORY 5.2)."""
+    """h_t = (1 - (1 - 2 K eta)^t) / (2 tau) with K = |grad h|^2 = 2."""
     (history,), _ = train(configs(f"loss=ipo beta={tau} lr={eta} steps=200 {TABULAR}"))
     t = np.arange(200)
     np.testing.assert_allclose(history["margin"], (1 - (1 - 4 * eta) ** t) / (2 * tau), rtol=0, atol=1e-9)
@@ -21,7 +21,7 @@ def test_tabular_ipo_under_sgd_is_the_closed_form(tau, eta):
 
 @pytest.mark.parametrize(("beta", "eta", "stated_error"), [(0.1, 0.1, 1.9e-8), (0.1, 1.0, 1.9e-6), (0.5, 0.4, 2.0e-4)])
 def test_tabular_dpo_under_sgd_is_the_discrete_corrected_line(beta, eta, stated_error):
-    """u + e^u - 1 - (c/2) log((1 + e^u)/2) = c t, with c = K eta beta^2 = .002, .02, .2 (THEORY 5.1).
+    """u + e^u - 1 - (c/2) log((1 + e^u)/2) = c t, with c = K eta beta^2 = .002, .02, .2.
 
     The stated error is in u. The line gives t for a u; |dt| is turned into |du| with du/dt = c / (1 + e^u).
     """
@@ -111,7 +111,7 @@ def test_the_row_on_which_a_run_diverged_counts_what_is_not_finite():
 
 
 def test_gradient_norm_is_logged_before_clipping_and_each_run_is_clipped_by_itself():
-    """One clipped IPO step moves h by sqrt(2) eta (THEORY 5.2); its unclipped neighbour moves by its whole gradient."""
+    """One clipped IPO step moves h by sqrt(2) eta; its unclipped neighbour moves by its whole gradient."""
     clipped, free = configs(
         f"loss=ipo beta=0.1 lr=0.01 max_grad_norm=1.0 steps=3 {TABULAR}", f"loss=ipo beta=0.1 lr=0.01 steps=3 {TABULAR}"
     )

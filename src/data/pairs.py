@@ -1,7 +1,7 @@
 """Preferences as token ids: what every data source produces and every policy reads.
 
-Shape legend used all over `src`:  R runs of the stack, P prompts with ranked responses, B of them in a batch, K responses
-ranked best first (a preference pair is K = 2: chosen, rejected), T response tokens (padded).
+Shape legend used all over `src`:  R runs of the stack, P prompts with ranked responses, B of them in a batch,
+K responses ranked best first (a preference pair is K = 2: chosen, rejected), T response tokens (padded).
 """
 
 import hashlib
@@ -20,10 +20,10 @@ Ids = tuple[int, ...]
 class PairData:
     """P prompts, each with K ranked responses; for K = 2, preference pairs.
 
-    Token ids are what the policy sees: special tokens, templates and truncation already applied. `scores` are rewards of
-    the responses from elsewhere, P x K, or empty. `candidates` lists the responses that exist, for policies that treat a
-    whole response as one action; by default those that occur, in order of first appearance. `dropped` and `cut` count
-    rows by reason.
+    Token ids are what the policy sees: special tokens, templates and truncation already applied. `scores` are rewards
+    of the responses from elsewhere, P x K, or empty. `candidates` lists the responses that exist, for policies that
+    treat a whole response as one action; by default those that occur, in order of first appearance. `dropped` and `cut`
+    count rows by reason.
     """
 
     prompts: tuple[Ids, ...]

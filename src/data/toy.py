@@ -48,8 +48,8 @@ def ranked(
 ) -> PairData:
     """Rankings of K responses drawn from known utilities: Plackett-Luce, that is utility plus Gumbel noise, sorted.
 
-    Response k of every prompt has utility `spread` times a standard normal number; each prompt is ranked `rankings` times.
-    The scores of the data are the true utilities.
+    Response k of every prompt has utility `spread` times a standard normal number; each prompt is ranked `rankings`
+    times. The scores of the data are the true utilities.
     """
     generator = np.random.default_rng(seed)
     utility = spread * generator.standard_normal((prompts, responses))

@@ -19,10 +19,10 @@ EXACT = {"reverse": kl.reverse_kl, "forward": kl.forward_kl, "js": kl.jensen_sha
 class StackPenalty:
     """Each run's coefficient times its form of the KL, mean over the response tokens of the batch, [R], in nats.
 
-    k1, k2, k3 are taken of the data's own tokens, with the gradient through their log-probs ("as a loss" in `src.kl`): they
-    pull at the responses of the data and say nothing of others. Since the data's tokens are not drawn from the policy, their
-    gradients are not those of a KL, as they would be for the policy's own samples. reverse, forward and js compare the whole next-token
-    distributions at the same positions, exactly; the reference's must be kept for that.
+    k1, k2, k3 are taken of the data's own tokens, with the gradient through their log-probs ("as a loss" in `src.kl`):
+    they pull at the responses of the data and say nothing of others. Since those tokens are not drawn from the policy,
+    the gradients are not those of a KL, as they would be for the policy's own samples. reverse, forward and js compare
+    the whole next-token distributions at the same positions, exactly; the reference's must be kept for that.
     """
 
     def __init__(self, coefficients: Sequence[float], forms: Sequence[Form], device: torch.device) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import logsigmoid, relu, softplus
 
 from src.losses.base import NonNegative, PairLogRatios, Positive, Real, bounded, exp, expm1, facts, sigmoid
 from src.losses.pairwise import LOG2, infinite
@@ -78,8 +78,12 @@ def cal_dpo(pairs: PairLogRatios, *, beta: Positive) -> Tensor:
 
 @facts(start=lambda beta, penalty: LOG2, optimum=infinite)
 def dpop(pairs: PairLogRatios, *, beta: Positive, penalty: NonNegative) -> Tensor:
-    """l(beta (h - lambda max(0, -a))): DPO-Positive, chosen may not fall below the reference. Pal et al. 2024."""
-    return softplus(-beta * (pairs.h - penalty * (-pairs.a).clamp(min=0)))
+    """l(beta (h - lambda max(0, -a))): DPO-Positive, chosen may not fall below the reference. Pal et al. 2024.
+
+    relu, whose slope at 0 is 0, and not clamp, whose slope there is 1: a copy of the reference starts at a = 0, and a
+    first step that counts the penalty would push chosen 1 + lambda times as hard as any later one.
+    """
+    return softplus(-beta * (pairs.h - penalty * relu(-pairs.a)))
 
 
 @facts(start=lambda beta, alpha: LOG2, optimum=infinite)

@@ -18,7 +18,7 @@ Array = npt.NDArray[np.float64]
 
 
 def pair_probabilities(h: npt.ArrayLike, p_w: float, p_l: float) -> tuple[Array, Array]:
-    """(pi_w, pi_l) at margin h [N] of a margin loss: theta_w rises by h/2, theta_l falls by h/2 (THEORY 5).
+    """(pi_w, pi_l) at margin h [N] of a margin loss: theta_w rises by h/2, theta_l falls by h/2.
 
     Gradient steps of any elementwise optimiser keep that symmetry; log-space, so no overflow at large h.
     """
@@ -91,7 +91,7 @@ def growth_law(loss: Choice, ref: Sequence[float], *, eta: float) -> Growth:
 
 
 def ipo_optimum(wins: npt.ArrayLike, theta_ref: npt.ArrayLike, tau: float) -> Array:
-    """IPO's optimal logits [V] on any comparison graph: theta_ref + pinv(L) d / (2 tau) (THEORY 1.1).
+    """IPO's optimal logits [V] on any comparison graph: theta_ref + pinv(L) d / (2 tau).
 
     wins[i, j]: how often i was preferred to j, [V, V], fractions allowed. L: Laplacian of wins + wins^T; d: wins minus
     losses of each action. Empirical IPO is the least-squares problem theta_i - theta_j = theta_ref gap + 1/(2 tau) over
@@ -135,7 +135,7 @@ class Frontier:
 
 
 def kl_reward_frontier(ref: npt.ArrayLike, reward: npt.ArrayLike, betas: npt.ArrayLike) -> Frontier:
-    """The most reward for its KL: pi_beta = ref exp(r/beta)/Z, at each beta (THEORY 2; Rafailov et al. 2023, Eq. 4).
+    """The most reward for its KL: pi_beta = ref exp(r/beta)/Z, at each beta (Rafailov et al. 2023, Eq. 4).
 
     ref, reward: [V]; betas: [N]. Concave, with dR/dKL = beta. It is also the optimum of DPO when preferences are
     Bradley-Terry in `reward`, whatever is compared with what, as long as the comparisons connect all actions.

@@ -1,4 +1,4 @@
-"""How the margin of one pair grows, from the loss's slope alone (THEORY 5). Float64 arrays in and out.
+"""How the margin of one pair grows, from the loss's slope alone. Float64 arrays in and out.
 
 c = K eta beta^2 [1 per update] is the only constant DPO's growth under SGD depends on. K = |grad_theta h|^2 is 2 in a
 tabular softmax; `span` = sum |grad_theta h|, which Adam's first steps follow, is 2 there too.
@@ -46,7 +46,7 @@ def solve_u_plus_exp_u(w: npt.ArrayLike) -> Array:
 
 
 def dpo_u(t: npt.ArrayLike, c: float, u0: float = 0.0) -> Array:
-    """DPO under gradient flow: u + e^u = u0 + e^{u0} + c t (THEORY 5.1), so u ~ log(c t). [T] -> [T].
+    """DPO under gradient flow: u + e^u = u0 + e^{u0} + c t, so u ~ log(c t). [T] -> [T].
 
     Gradient descent leads it by (c/2) log(x/x0)/x, x = 1 + e^u, to first order in c: at most c / (2 e (1 + e^{u0})),
     which is .092 c from u0 = 0. Heavy-ball momentum mu: c -> c/(1 - mu), within what
@@ -107,7 +107,7 @@ def hinge_h(t: npt.ArrayLike, *, beta: float, eta: float, K: float = 2.0) -> Arr
 def probit_u(t: npt.ArrayLike, c: float) -> Array:
     """Probit under gradient flow, late: e^{u^2/2}/u = c t/sqrt(2 pi). [T] -> [T].
 
-    .01 above gradient descent at c t = 2e3 (THEORY 5.3: 4.938 against 4.928); needs c t/sqrt(2 pi) > e, where u > 1.
+    .01 above gradient descent at c t = 2e3 (4.938 against 4.928); needs c t/sqrt(2 pi) > e, where u > 1.
     """
     goal = np.log(np.atleast_1d(np.asarray(t, dtype=np.float64)) * c / math.sqrt(2 * math.pi))
     return np.array([brentq(lambda u, g=g: u * u / 2 - math.log(u) - g, 1.0, 2 + 2 * math.sqrt(g)) for g in goal])
@@ -167,7 +167,7 @@ def adam_kappa(rate: float, lr: float, betas: tuple[float, float] = (0.9, 0.999)
     """Fall of the gradient [1/update] under Adam when |L1| ~ e^{-rate h}: kappa/rate = lr span factor(kappa).
 
     rate: [1/nat], beta for DPO's tail; h then grows by kappa/rate an update, u by kappa. RMSprop: betas = (0, alpha).
-    THEORY 5.4. Holds until |L1| is near eps (`adam_floor_u`). Between the small-lr limit 2 lr rate and `adam_cap`.
+    Holds until |L1| is near eps (`adam_floor_u`). Between the small-lr limit 2 lr rate and `adam_cap`.
     """
     if rate <= 0:
         return 0.0

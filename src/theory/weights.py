@@ -156,7 +156,7 @@ def _probit(h: Array, *, beta: float) -> Array:
     return np.asarray(-beta * np.exp(-u * u / 2 - math.log(2 * math.pi) / 2 - log_ndtr(u)))
 
 
-# L1(h) of THEORY 3.1, one pair, one token a response. [N] nats -> [N] 1/nat. Each equals autograd to 1e-12 (tested).
+# L1(h) in closed form, one pair, one token a response. [N] nats -> [N] 1/nat. Each equals autograd to 1e-12 (tested).
 SLOPES: dict[str, Callable[..., Array]] = {
     "dpo": _dpo,
     "r_dpo": _dpo,

@@ -45,7 +45,7 @@ def test_u_plus_exp_u_is_solved_at_every_scale(w: float) -> None:
 @pytest.mark.parametrize("c", [0.002, 0.02, 0.2])
 @pytest.mark.parametrize("u0", [0.0, -2.0, 1.5])
 def test_dpo_gradient_descent_leads_the_flow_by_no_more_than_theory_says(c: float, u0: float) -> None:
-    """c / (2e (1 + e^u0)), which is THEORY 5.1's .092 c from u0 = 0; 2 % more at c = .2, where c^2 begins to count."""
+    """c / (2e (1 + e^u0)), which is .092 c from u0 = 0; 2 % more at c = .2, where c^2 begins to count."""
     beta, K = 0.5, 2.0
     eta = c / (K * beta**2)
     measured = descend(theory.dpo_slope, h0=u0 / beta, beta=beta, eta=eta, K=K, steps=5000)
@@ -65,7 +65,7 @@ def test_dpo_with_heavy_ball_momentum_follows_the_flow_at_c_over_1_minus_mu() ->
 
 
 def test_dpo_reaches_u_4_6_when_theory_says() -> None:
-    """THEORY 5.1: beta = .1, eta = 1, K = 2: t = (u + e^u - 1)/c = 5154."""
+    """beta = .1, eta = 1, K = 2: t = (u + e^u - 1)/c = 5154."""
     line = theory.dpo_sgd_margin([5153, 5155], h0=0.0, beta=0.1, eta=1.0, K=2.0) * 0.1
     assert line[0] < 4.6 < line[1]
 
