@@ -23,7 +23,7 @@ class Tracker(Protocol):
     def finish(self, exit_code: int) -> None: ...
 
 
-class _NoTracker:
+class NoTracker:
     def log(self, columns: Mapping[str, np.ndarray]) -> None:
         """Nothing to mirror."""
 
@@ -34,7 +34,7 @@ class _NoTracker:
 @dataclass(frozen=True, kw_only=True)
 class Untracked:
     def start(self, config: Mapping[str, Any], folder: Path) -> Tracker:
-        return _NoTracker()
+        return NoTracker()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class Wandb:
                 run.define_metric(name, step_metric="step", summary=summary)
         except Exception as error:
             _gave_up(str(config["label"]), error)
-            return _NoTracker()
+            return NoTracker()
         return _WandbTracker(run, str(config["label"]))
 
 

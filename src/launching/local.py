@@ -18,7 +18,7 @@ from src.logprobs import ReferenceLogps
 from src.progress import SweepProgress
 from src.stacking import plan_stacks
 from src.store import ENDED, RunDirectory, State
-from src.tracking import Tracker
+from src.tracking import NoTracker, Tracker
 from src.train import Outcome, check_ranks, how_to_build, train_stack
 
 
@@ -54,6 +54,7 @@ def launch(cells: Sequence[Cell], destination: Destination, command: Sequence[st
     configs = [run.config for run in todo]
     device = _prepare(configs)
     data = load_data(configs)
+    check_ranks(configs, data)
     stacks = plan_stacks(configs, data)
     for stack in stacks:
         _try_model(configs[stack[0]], data[stack[0]], device)
@@ -117,7 +118,6 @@ def _try_model(config: RunConfig, pairs: PairData, device: torch.device) -> None
     """Build one policy and throw it away: a model that does not fit its data is found before anything is created."""
     spec = config.model.build()
     type(spec).stack([spec], [pairs], how_to_build(config, device))
-    check_ranks([config], [pairs])
 
 
 def _train(
@@ -159,7 +159,7 @@ def _train(
     except Exception as error:  # whatever went wrong belongs to these runs; the sweep goes on and reports it
         outcomes = [Outcome("failed", reason=f"{type(error).__name__}: {one_line(error)}")] * len(members)
         for run in members[len(live) :]:
-            live.append(_Live(run, directories[run.id], _untracked(), {}))
+            live.append(_Live(run, directories[run.id], NoTracker(), {}))
         _end(live, outcomes, started, progress, traceback=traceback.format_exc())
     else:
         _end(live, outcomes, started, progress)
@@ -191,12 +191,6 @@ def _last_values(last: Mapping[str, float]) -> str:
         "loss": "loss {:.4g}",
     }
     return "; ".join(text.format(last[name]) for name, text in shown.items() if name in last)
-
-
-def _untracked() -> Tracker:
-    from src.tracking import Untracked
-
-    return Untracked().start({}, None)  # type: ignore[arg-type]
 
 
 def _summary(the_plan: Plan, states: Mapping[str, State], progress: SweepProgress, found: int) -> int:
