@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.load import Sweep, SweepError, census, load
+from analysis.load import REWARD_MODEL, Sweep, SweepError, census, load, with_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,17 +41,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
     from analysis import tables
-    from analysis.figures import margin, rejected_prob, style
+    from analysis.figures import margin, rejected_prob, rewards, style
+    from analysis.figures.draw import NothingToDraw
 
-    written = []
-    for name, figure in (("rejected_prob", rejected_prob), ("margin", margin)):
-        written += style.save(figure.draw(sweep.runs, sweep.history), out / name)
+    written, not_written = [], []
+    for name, figure in (("rejected_prob", rejected_prob), ("margin", margin), ("rewards", rewards)):
+        try:
+            written += style.save(figure.draw(sweep.runs, sweep.history), out / name)
+        except NothingToDraw as reason:
+            not_written.append(f"figure {name}: not written, {reason}")
     table = tables.final(sweep.runs, sweep.history)
     for path, text in ((out / "final.csv", tables.csv(table)), (out / "final.md", tables.markdown(table))):
         path.write_text(text, encoding="utf-8")
         written.append(path)
-    for path in written:
-        print(path)
+    for line in (*map(str, written), *not_written):
+        print(line)
     print(f"{sweep.name}: {census(sweep.runs)}")
     for line in summary(sweep, table):
         print(line)
@@ -59,14 +63,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def summary(sweep: Sweep, table: "pd.DataFrame") -> list[str]:
-    """One line per curve: its final margin and pi(rejected), and for IPO whether it is within 1 % of its target."""
+    """One line per curve: its final margin and pi(rejected), and for IPO whether it is within 1 % of its target.
+
+    A curve that lacks one of them is told by what it has: a reward model by its reward margin and its accuracy.
+    """
     from analysis.figures.margin import theory_over_seeds
     from analysis.statistics import curves
 
     lines = []
     for curve in curves(sweep.runs):
-        text = f"{_name(curve)}: {_finals(table.loc[list(curve.ids)])}"
-        _, why_not = theory_over_seeds(sweep.runs, sweep.history, curve)
+        runs = sweep.runs.loc[list(curve.ids)]
+        has_margin = len(with_columns(runs, "margin")) == len(runs)
+        text = f"{_name(curve)}: {_finals(table.loc[list(curve.ids)], frozenset.intersection(*runs['columns']))}"
+        why_not = theory_over_seeds(sweep.runs, sweep.history, curve)[1] if has_margin else ""
         lines.append(text + (f" [no theory line: {why_not}]" if why_not else ""))
     return lines
 
@@ -74,10 +83,11 @@ def summary(sweep: Sweep, table: "pd.DataFrame") -> list[str]:
 def _name(curve: "Curve") -> str:
     beta = "" if curve.beta != curve.beta else f" beta={curve.beta:g}"
     setting = f" {curve.setting}" if curve.setting else ""
-    return f"{curve.loss}{beta}{setting}"
+    model = " reward model" if curve.objective == REWARD_MODEL else ""
+    return f"{curve.loss}{beta}{model}{setting}"
 
 
-def _finals(rows: "pd.DataFrame") -> str:
+def _finals(rows: "pd.DataFrame", columns: frozenset[str]) -> str:
     from analysis.tables import power_of_ten
 
     finished = rows[rows["state"] == "finished"]
@@ -85,8 +95,15 @@ def _finals(rows: "pd.DataFrame") -> str:
         return f"no finished run ({', '.join(sorted(set(rows['state'])))})"
     seeds = f", mean of {len(finished)} seeds" if len(finished) > 1 else ""
     margin, target = float(finished["margin"].mean()), float(finished["target margin"].iloc[0])
-    rejected = power_of_ten(float(finished["log_pi/rejected"].mean()))
-    text = f"margin {margin:.4g} nats, pi(rejected) {rejected}{seeds}"
+    parts = []
+    if "margin" in columns:
+        parts.append(f"margin {margin:.4g} nats")
+    elif "rewards/margins" in columns:
+        parts.append(f"reward margin {finished['rewards/margins'].mean():.4g}")
+        parts.append(f"accuracy {finished['rewards/accuracies'].mean():.4g}")
+    if "log_pi/rejected" in columns:
+        parts.append(f"pi(rejected) {power_of_ten(float(finished['log_pi/rejected'].mean()))}")
+    text = ", ".join(parts or [f"loss {finished['final loss'].mean():.4g}"]) + seeds
     if target == target:
         near = "within" if abs(margin / target - 1) <= WITHIN else "NOT within"
         text += f"; {near} 1 % of its target {target:g}"
@@ -96,8 +113,9 @@ def _finals(rows: "pd.DataFrame") -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis",
-        description="Draw a sweep: pi(rejected) and the margin against step (PDF and PNG), and a table of final values "
-        "(CSV and Markdown). Runs that are missing, unreadable, unfinished, failed or diverged are named on stderr.",
+        description="Draw a sweep: pi(rejected), the margin and the rewards against step (PDF and PNG), and a table of "
+        "final values (CSV and Markdown). Runs that are missing, unreadable, unfinished, failed or diverged are named "
+        "on stderr.",
     )
     parser.add_argument("sweep_dir", metavar="SWEEP_DIR", type=Path, help="a sweep's directory, which holds sweep.json")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where to write (default: SWEEP_DIR/figures)")

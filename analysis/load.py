@@ -15,10 +15,12 @@ ENDED = ("finished", "diverged", "failed")
 UNFINISHED = ("planned", "running", "interrupted")
 UNREAD = ("missing", "unreadable")
 CONTINUATION = b"\xff\xff\xff\xff"  # opens every message of an Arrow stream
-NEEDED = ("step", "loss", "margin", "log_pi/rejected", "grad_norm")
+# config.json's `objective`, what is trained: a policy, whose rewards are implicit, or a model with a scalar output.
+PREFERENCE, REWARD_MODEL = "preference", "reward_model"
+NEEDED = ("step", "loss")  # the columns that have a meaning for every run
 
 # What `runs` says about a run beside its flattened config.json.
-RECORD = ("id", "label", "dir", "state", "steps_done", "stopped_at", "reason", "rows", "pairs", "problem")
+RECORD = ("id", "label", "dir", "state", "steps_done", "stopped_at", "reason", "rows", "columns", "pairs", "problem")
 
 
 class SweepError(Exception):
@@ -36,7 +38,9 @@ class Sweep:
     runs: one row for every run sweep.json expects, indexed by id. `RECORD` first, then the configuration flattened to
         dotted columns (`loss.name`, `optimizer.lr`; `beta`, `lr`, `seed` at the top). `state` is the run's own word,
         or "missing" (no directory) or "unreadable" (a directory that breaks the contract); `problem` says why.
-    history: one row per run and step: `run` (the id), `step`, and the contract's columns. Runs in `UNREAD` have none.
+        `rows` and `columns` (a frozenset of names) are those of its history.
+    history: one row per run and step: `run` (the id), `step`, and the contract's columns, NaN where the run lacks one
+        (`with_columns` tells that from a value that is not finite). Runs in `UNREAD` have no rows.
     strays: run directories in the folder which sweep.json does not know.
     """
 
@@ -67,7 +71,8 @@ def load(path: str | Path) -> Sweep:
     records: list[dict[str, Any]] = []
     tables: list[pa.Table] = []
     for entry in expected:
-        record: dict[str, Any] = {key: entry[key] for key in ("id", "label", "dir")} | {"rows": 0, "problem": ""}
+        record: dict[str, Any] = {key: entry[key] for key in ("id", "label", "dir")}
+        record |= {"rows": 0, "columns": frozenset(), "problem": ""}
         records.append(record)
         run = folder / entry["dir"]
         if not run.is_dir():
@@ -120,6 +125,13 @@ def read_stream(path: Path) -> pa.Table:
 def as_dicts(runs: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as plain mappings from column to value."""
     return [{str(column): value for column, value in run.items()} for _, run in runs.iterrows()]
+
+
+def with_columns(runs: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """Those runs whose history has a row and all of these columns. A run has only the columns that mean something for
+    it: a reward model has no `margin`, nor has a run that was trained without a reference.
+    """
+    return runs[[rows > 0 and {*columns} <= names for rows, names in zip(runs["rows"], runs["columns"], strict=True)]]
 
 
 def census(runs: pd.DataFrame) -> str:
@@ -187,6 +199,7 @@ def _read_run(folder: Path, expected_id: str) -> tuple[dict[str, Any], pa.Table 
         "stopped_at": status.get("step"),
         "reason": status.get("reason") or "",
         "rows": 0 if history is None else history.num_rows,
+        "columns": frozenset(() if history is None else history.column_names),
         "pairs": data.get("pairs"),
     }
     return record, history

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from analysis.load import RECORD
+from analysis.load import PREFERENCE, RECORD
 
 # These columns cannot tell two settings apart: who a run is, and where and how it ran.
-NOT_A_SETTING = {*RECORD, "sweep", "output", "save", "seed", "beta", "loss.name", "loss.beta"}
+NOT_A_SETTING = {*RECORD, "sweep", "output", "save", "seed", "beta", "loss.name", "loss.beta", "objective"}
 NOT_A_SETTING_GROUP = ("tracking.", "compute.")
 # When several columns move together the first of these names the setting.
 NAMED_FIRST = ("lr", "optimizer.name", "model.name", "data.name", "scheduler.name", "logps")
@@ -25,6 +25,7 @@ class Curve:
     beta: float  # NaN for a loss without one
     setting: str  # what else tells it from the sweep's other curves, such as "lr = 0.01"; often empty
     ids: tuple[str, ...]
+    objective: str = PREFERENCE  # or "reward_model"
 
 
 def curves(runs: pd.DataFrame) -> list[Curve]:
@@ -32,18 +33,24 @@ def curves(runs: pd.DataFrame) -> list[Curve]:
     drawn = runs[runs["rows"] > 0]
     if drawn.empty:
         return []
+    drawn = drawn.assign(objective=drawn["objective"].fillna(PREFERENCE) if "objective" in drawn else PREFERENCE)
     axes = _other_axes(drawn)
     order = {loss: position for position, loss in enumerate(dict.fromkeys(drawn["loss.name"]))}
     found = []
-    for key, group in drawn.groupby(["loss.name", "beta", *axes], dropna=False, sort=False):
-        loss, beta, *values = cast("tuple[Any, ...]", key)
+    for key, group in drawn.groupby(["loss.name", "beta", "objective", *axes], dropna=False, sort=False):
+        loss, beta, objective, *values = cast("tuple[Any, ...]", key)
         setting = ", ".join(
             f"{axis.removesuffix('.name')} = {_short(value)}" for axis, value in zip(axes, values, strict=True)
         )
         one_nan = math.nan if pd.isna(beta) else float(beta)  # one object, so that it equals itself in a key
-        found.append(Curve(str(loss), one_nan, setting, tuple(group["id"])))
+        found.append(Curve(str(loss), one_nan, setting, tuple(group["id"]), str(objective)))
     settings = {setting: position for position, setting in enumerate(dict.fromkeys(curve.setting for curve in found))}
-    return sorted(found, key=lambda c: (settings[c.setting], order[c.loss], math.inf if math.isnan(c.beta) else c.beta))
+
+    def place(curve: Curve) -> tuple[int, int, float, str]:
+        beta = math.inf if math.isnan(curve.beta) else curve.beta
+        return settings[curve.setting], order[curve.loss], beta, curve.objective
+
+    return sorted(found, key=place)
 
 
 def set_apart(runs: pd.DataFrame, curve: Curve) -> tuple[Curve | None, list[Curve]]:
@@ -74,10 +81,10 @@ def over_seeds(history: pd.DataFrame, curve: Curve, column: str) -> pd.DataFrame
 
 
 def _other_axes(drawn: pd.DataFrame) -> list[str]:
-    """The configuration columns, beside loss, beta and seed, needed to tell the sweep's settings apart.
+    """The configuration columns, beside loss, beta, objective and seed, needed to tell the sweep's settings apart.
 
-    A column counts if it takes several values among runs of the same loss and beta. Columns that only follow one
-    already chosen (`optimizer.lr` follows `lr`), or that follow the loss or the beta, are not needed.
+    A column counts if it takes several values among runs of the same loss, beta and objective. Columns that only follow
+    one already chosen (`optimizer.lr` follows `lr`), or that follow the loss or the beta, are not needed.
     """
     candidates = [
         column
@@ -89,7 +96,7 @@ def _other_axes(drawn: pd.DataFrame) -> list[str]:
     ]
     chosen: list[str] = []
     for column in dict.fromkeys(candidates):
-        before = ["loss.name", "beta", *chosen]
+        before = ["loss.name", "beta", "objective", *chosen]
         if drawn.groupby(before, dropna=False)[column].nunique(dropna=False).max() > 1:
             chosen.append(column)
     return chosen

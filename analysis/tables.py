@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import theory
-from analysis.load import as_dicts
+from analysis.load import as_dicts, with_columns
 
 SETTINGS = {
     "label": "label",
@@ -14,6 +14,7 @@ SETTINGS = {
     "beta": "beta",
     "optimizer": "optimizer.name",
     "lr": "lr",
+    "objective": "objective",
     "seed": "seed",
     "state": "state",
     "steps": "rows",
@@ -57,7 +58,8 @@ MARKDOWN = {
 
 
 def final(runs: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:
-    """One row per expected run: its settings and state, then the last row of its history (empty where there is none).
+    """One row per expected run: its settings and state, then the last row of its history; empty where there is none, or
+    where a quantity has no meaning for the run.
 
     Log-probabilities and margins in nats. `steps` counts history rows; `stopped at` is where a run diverged or failed;
     `target margin` is the margin at which IPO's loss is least; `min` and `max` are over the whole history.
@@ -70,9 +72,11 @@ def final(runs: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:
         name = "final loss" if column == "loss" else column
         table[name] = last[column].reindex(runs.index) if column in last else math.nan
         if column == "margin":
-            table["target margin"] = [theory.target_line(run) if run["rows"] else math.nan for run in as_dicts(runs)]
+            compared = {*with_columns(runs, column).index}
+            targets = [theory.target_line(run) if run["id"] in compared else math.nan for run in as_dicts(runs)]
+            table["target margin"] = targets
         if column == "log_pi/rejected":
-            table["min log_pi/rejected"] = by_run[column].min().reindex(runs.index)
+            table[f"min {column}"] = by_run[column].min().reindex(runs.index) if column in last else math.nan
     for column in LARGEST:
         table[f"max {column}"] = by_run[column].max().reindex(runs.index) if column in history else math.nan
     table["id"] = runs["id"]

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, wrightomega
 
+from analysis.load import REWARD_MODEL
+
 Array = npt.NDArray[np.float64]
 
 
@@ -119,6 +121,8 @@ def why_no_line(run: Mapping[str, Any]) -> str:
     form = CLOSED_FORMS.get(run["loss.name"])
     if form is None:
         return "no closed form for this loss"
+    if run.get("objective") == REWARD_MODEL:
+        return "closed forms are for a policy's margin, which a reward model has not"
     if run.get("optimizer.name") != "sgd":
         return f"closed forms are for SGD, not {run.get('optimizer.name')}"
     if run.get("scheduler.name") != "constant":
@@ -128,6 +132,7 @@ def why_no_line(run: Mapping[str, Any]) -> str:
     if run.get("logps") != "sequence":
         return "closed forms are for whole-sequence log-probabilities"
     unwanted = [
+        "kl_coef",
         "max_grad_norm",
         "optimizer.weight_decay",
         "optimizer.dampening",
@@ -144,8 +149,10 @@ def why_no_line(run: Mapping[str, Any]) -> str:
 
 
 def target_line(run: Mapping[str, Any]) -> float:
-    """The margin [nats] at which the run's loss is least; NaN if there is none, or if it is not one of sequences."""
+    """The margin [nats] at which the run's loss is least; NaN if there is none or it is not known in closed form."""
     if run["loss.name"] != "ipo" or run.get("logps") != "sequence":
+        return math.nan
+    if run.get("objective") == REWARD_MODEL or _number(run, "kl_coef"):
         return math.nan
     return ipo_target(float(run["beta"]))
 

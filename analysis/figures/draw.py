@@ -1,7 +1,11 @@
-"""What the figures of a quantity against step share: curve, band, legend entry, cross where it diverged, note."""
+"""What the figures of a quantity against step share: which runs, curve, band, legend entry, cross where it diverged,
+note.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,14 +17,95 @@ from matplotlib.scale import SymmetricalLogTransform
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from analysis.figures import looks, style
-from analysis.load import census
-from analysis.statistics import Curve, set_apart
+from analysis.figures.sheet import MANY, Sheet
+from analysis.load import REWARD_MODEL, census, with_columns
+from analysis.statistics import Curve, curves, over_seeds, set_apart
 
 Looks = Mapping[tuple[str, float], looks.Look]
+Frames = Mapping[Curve, pd.DataFrame]
+Beside = Mapping[Curve, Sequence[Any]]
+NONE: Beside = MappingProxyType({})
 WIDTH = 1.6
+SOLID: Any = "-"
+MODEL_LINE: Any = (0, (3.2, 1.3))  # of a reward model
+HOLLOW: dict[str, Any] = {"markersize": 4.0, "markerfacecolor": "white", "markeredgewidth": 0.9}
 MARKER: dict[str, Any] = {"markersize": 4.0, "markeredgecolor": "white", "markeredgewidth": 0.4}
 DIVERGED: dict[str, Any] = {"color": "0.2", "marker": "x", "markersize": 4.5, "linestyle": ""}
 LOG_STEPS = SymmetricalLogTransform(base=10, linthresh=1, linscale=0.5)  # linear from 0 to 1, so that step 0 is there
+
+
+TOGETHER = 4  # so many losses share a panel; more get one each
+
+
+class NothingToDraw(Exception):
+    """No run has the columns of a figure: one line saying so."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What there is to draw of some columns: the runs that have them, as curves."""
+
+    runs: pd.DataFrame  # the sweep's, all of them
+    history: pd.DataFrame
+    found: list[Curve]
+    look: Looks
+    parts: Mapping[Curve, tuple[Curve | None, list[Curve]]]  # without its diverged runs, and those
+    lacking: str  # how many runs are not in the figure because they have no such column; often empty
+
+    @property
+    def diverged(self) -> bool:
+        return any(blown for _, blown in self.parts.values())
+
+    def panels(self, loss_each: bool) -> dict[str, list[Curve]]:
+        """Title -> curves: a panel for each setting, and if `loss_each` for each loss."""
+        panels: dict[str, list[Curve]] = {}
+        for curve in self.found:
+            loss = looks.loss_name(curve.loss) if loss_each else ""
+            panels.setdefault(", ".join(part for part in (loss, curve.setting) if part), []).append(curve)
+        return panels
+
+    def many_losses(self) -> bool:
+        return len({curve.loss for curve in self.found}) > TOGETHER
+
+    def frames(self, column: str) -> Frames:
+        """For every part of a curve: step, mean, low, high."""
+        drawn = [part for steady, blown in self.parts.values() for part in (steady, *blown) if part]
+        return {part: over_seeds(self.history, part, column) for part in drawn}
+
+    def wanted(self, panels: Iterable[Sequence[Curve]], frames: Frames, beside: Beside = NONE) -> list[list[Any]]:
+        """The values each panel is to show: those of runs that did not diverge, and what is drawn `beside` them.
+
+        Only where there are none in any of these panels, those of the runs that did.
+        """
+        calm, blown = [], []
+        for members in panels:
+            steady = [part for part in (self.parts[curve][0] for curve in members) if part]
+            calm.append([_values(frames[part]) for part in steady])
+            calm[-1] += [values for curve in members for values in beside.get(curve, ())]
+            blown.append([_values(frames[run]) for curve in members for run in self.parts[curve][1]])
+        return calm if any(calm) else blown
+
+    def draw(self, ax: Axes, members: Sequence[Curve], frames: Frames, log_steps: bool = False) -> None:
+        """Every part of these curves, onto a panel whose y axis is already limited."""
+        stops = self.runs["stopped_at"].astype(float)
+        for nth, curve in enumerate(members):
+            steady, blown = self.parts[curve]
+            look, model = self.look[curve.loss, curve.beta], curve.objective == REWARD_MODEL
+            if steady:
+                draw_curve(ax, frames[steady], look, (nth, len(members)), log_steps, model)
+            for run in blown:
+                draw_diverged(ax, frames[run], look, stops[run.ids[0]])
+
+
+def material(runs: pd.DataFrame, history: pd.DataFrame, what: str, *columns: str) -> Material:
+    """The runs that have these columns, in words `what`. Raises NothingToDraw if there are none."""
+    with_history, those = with_columns(runs), with_columns(runs, *columns)
+    if those.empty:
+        raise NothingToDraw(f"no run has {' and '.join(columns)} in its history")
+    found, lacking = curves(those), len(with_history) - len(those)
+    said = f"; {lacking} without {what}, not shown" if lacking else ""
+    look = looks.of_curves(curves(runs))  # of all, so that a curve looks the same in every figure
+    return Material(runs, history, found, look, {curve: set_apart(runs, curve) for curve in found}, said)
 
 
 def name(curve: Curve) -> str:
@@ -28,14 +113,28 @@ def name(curve: Curve) -> str:
     return looks.loss_name(curve.loss) + ("" if math.isnan(curve.beta) else f" β = {curve.beta:g}")
 
 
-def legend(found: Iterable[Curve], look: Looks) -> list[Line2D]:
-    """One entry per loss and beta, whatever the number of panels."""
+def legend(drawn: Material, panels: Mapping[str, Sequence[Curve]], loss_each: bool) -> tuple[list[Line2D], str]:
+    """One entry per loss and beta, whatever the number of panels; and what is left to the note.
+
+    Where there are many panels and each says its loss, the entries are only of betas, if all losses have the same.
+    """
+    betas = {curve.loss: [*dict.fromkeys(c.beta for c in drawn.found if c.loss == curve.loss)] for curve in drawn.found}
+    sets = {tuple(sorted(those)) for those in betas.values() if not any(map(math.isnan, those))}
+    if loss_each and len(panels) > MANY and len(sets) <= 1:
+        shared = sets.pop() if sets else ()
+        if len(shared) < 2:
+            return [], "".join(f" β = {beta:g} throughout." for beta in shared)
+        shades = [looks.shade((0.25, 0.25, 0.25), i, len(shared)) for i in range(len(shared))]
+        return [
+            Line2D([], [], color=colour, linewidth=WIDTH, label=f"β = {beta:g}")
+            for beta, colour in zip(shared, shades, strict=True)
+        ], ""
     entries = {}
-    for curve in found:
-        colour, marker = look[curve.loss, curve.beta]
+    for curve in drawn.found:
+        colour, marker = drawn.look[curve.loss, curve.beta]
         label = name(curve)
         entries[label] = Line2D([], [], color=colour, marker=marker, linewidth=WIDTH, label=label, **MARKER)
-    return list(entries.values())
+    return list(entries.values()), ""
 
 
 def diverged_key() -> Line2D:
@@ -43,13 +142,24 @@ def diverged_key() -> Line2D:
     return Line2D([], [], **DIVERGED, label="diverged here")
 
 
-def draw_curve(ax: Axes, frame: pd.DataFrame, look: looks.Look, turn: tuple[int, int], log_steps: bool = False) -> None:
-    """`frame` has step, mean, low, high. `turn` (this curve, of how many) sets its markers off from the others'."""
+def draw_curve(
+    ax: Axes,
+    frame: pd.DataFrame,
+    look: looks.Look,
+    turn: tuple[int, int],
+    log_steps: bool = False,
+    reward_model: bool = False,
+) -> None:
+    """`frame` has step, mean, low, high. `turn` (this curve, of how many) sets its markers off from the others'.
+
+    A reward model's line is broken and its markers are hollow, so that it shows even where it lies on the policy's.
+    """
     colour, marker = look
-    _line(ax, frame, color=colour, linewidth=WIDTH, zorder=3)
+    _line(ax, frame, color=colour, linewidth=WIDTH, zorder=3, linestyle=MODEL_LINE if reward_model else SOLID)
     steps = frame["step"].to_numpy(dtype=float)
     marked = frame.iloc[style.sparse(LOG_STEPS.transform(steps) if log_steps else steps, *turn)]
-    ax.plot(marked["step"], marked["mean"], color=colour, marker=marker, linewidth=0, zorder=3.1, **MARKER)
+    marks = HOLLOW | {"markeredgecolor": colour} if reward_model else MARKER
+    ax.plot(marked["step"], marked["mean"], color=colour, marker=marker, linewidth=0, zorder=3.1, **marks)
     if frame["low"].notna().any():
         ax.fill_between(frame["step"], frame["low"], frame["high"], color=colour, alpha=0.3, linewidth=0, zorder=1.8)
 
@@ -70,6 +180,21 @@ def draw_diverged(ax: Axes, frame: pd.DataFrame, look: looks.Look, stopped_at: f
     ax.set_ylim(low, high)
 
 
+def share_y(sheet: Sheet, axes: Sequence[Axes], titles: Sequence[str], values: Sequence[Sequence[Any]]) -> None:
+    """Limit all these panels to one y axis. In small cells, one that needs far more has its own, and is noted."""
+    if not sheet.small:
+        for ax in axes:
+            style.frame_y(ax, [value for those in values for value in those])
+        return
+    apart = style.frame_alike(axes, values)
+    sheet.share_y(axes, apart)
+    if len(apart) == len(axes):
+        sheet.note += " Every panel has a y axis of its own."
+    elif apart:
+        names = "; ".join(unbroken(titles[i]) for i in apart)
+        sheet.note += f" One y axis for all panels but {names}."
+
+
 def count_steps_in_tens(ax: Axes, last: int) -> None:
     """Make the step axis, which the panels of a sheet share, 0, 1, 10, 100, … (`LOG_STEPS`) up to the last step.
 
@@ -83,9 +208,19 @@ def count_steps_in_tens(ax: Axes, last: int) -> None:
     decades = [10**n for n in range(1 + int(math.log10(high)))]
     ax.xaxis.set_major_locator(FixedLocator([0, *decades]))
     ax.xaxis.set_minor_locator(FixedLocator([digit * decade for decade in decades for digit in range(2, 10)]))
-    ax.xaxis.set_major_formatter(
-        FuncFormatter(lambda step, _: f"{step:.0f}" if step < 1e4 else f"$10^{{{math.log10(step):.0f}}}$")
-    )
+
+    def label(step: float, _: int) -> str:
+        """Every decade has one, or every second where the panel (by then laid out) is too narrow."""
+        decade = ax.bbox.width / ax.figure.dpi / style.MM / (end - start + 2 * spare)
+        if step > 1 and round(math.log10(step)) % 2 and decade < 6.0:
+            return ""
+        return f"{step:.0f}" if step < 1e4 else f"$10^{{{math.log10(step):.0f}}}$"
+
+    ax.xaxis.set_major_formatter(FuncFormatter(label))
+
+
+def _values(frame: pd.DataFrame) -> Any:
+    return frame[["mean", "low", "high"]].to_numpy()
 
 
 def _line(ax: Axes, frame: pd.DataFrame, **kwargs: Any) -> None:
@@ -97,15 +232,23 @@ def _line(ax: Axes, frame: pd.DataFrame, **kwargs: Any) -> None:
     sns.lineplot(x=x, y=y, units=stretch, estimator=None, errorbar=None, legend=False, ax=ax, **kwargs)
 
 
-def note_on_runs(runs: pd.DataFrame, found: Sequence[Curve], quantity: str) -> str:
+def note_on_runs(drawn: Material, quantity: str) -> str:
     """How many runs the figure shows, and what a line stands for: one run, or a mean over seeds and its interval."""
-    parts = [set_apart(runs, curve) for curve in found]
-    counts = sorted({len(steady.ids) for steady, _ in parts if steady is not None}) or [1]
+    counts = sorted({len(steady.ids) for steady, _ in drawn.parts.values() if steady is not None}) or [1]
     if counts[-1] == 1:
         note = "One seed per curve."
     else:
         n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         note = f"Line: mean of {quantity} over {n} seeds; band: its 95\N{NO-BREAK SPACE}% t interval."
-    if any(steady and diverged for steady, diverged in parts):
+    if any(steady and blown for steady, blown in drawn.parts.values()):
         note += " Diverged runs are drawn singly, thin, and are not in the mean."
-    return f"{census(runs)}. {note}"
+    return f"{census(drawn.runs)}{drawn.lacking}. {note}"
+
+
+def unbroken(text: str) -> str:
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def plain(value: float, _: int) -> str:
+    """A tick's label."""
+    return f"{value:g}".replace("-", "−")

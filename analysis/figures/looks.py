@@ -18,7 +18,7 @@ class Look(NamedTuple):
     marker: str
 
 
-# Every loss of the project, as it is called in a figure. Its place in this list is its look: new ones go at the end.
+# Every loss of conf/loss/, as it is called in a figure. Its place in this list is its look: new ones go at the end.
 NAMES = {
     "dpo": "DPO", "ipo": "IPO", "cdpo": "cDPO", "robust": "robust DPO", "ipo_avg": "IPO avg", "hinge": "hinge",
     "slic_hf": "SLiC-HF", "exp": "exponential", "probit": "probit", "distill": "distilled DPO", "exo": "EXO",
@@ -26,8 +26,9 @@ NAMES = {
     "sppo_hard": "SPPO hard", "cal_dpo": "Cal-DPO", "dpop": "DPOP", "simpo": "SimPO", "cpo": "CPO", "orpo": "ORPO",
     "r_dpo": "R-DPO", "sigmoid_norm": "sigmoid norm", "ld_dpo": "LD-DPO", "f_dpo": "f-DPO", "chi_po": "χPO",
     "wpo": "WPO", "beta_dpo": "β-DPO", "discopop": "DiscoPOP", "aot": "AOT", "aot_unpaired": "AOT unpaired",
-    "tdpo1": "TDPO1", "tdpo2": "TDPO2", "rpo": "RPO", "sft": "SFT", "mix": "mix", "plackett_luce": "Plackett-Luce",
-    "list_mle": "ListMLE", "list_net": "ListNet", "lipo_lambda": "LiPO-λ", "info_nca": "InfoNCA",
+    "tdpo1": "TDPO1", "tdpo2": "TDPO2", "rpo": "RPO", "sft": "SFT", "mix": "mix",
+    "pair_logistic": "pair logistic", "list_mle": "ListMLE", "list_softmax": "list softmax",
+    "lambda_loss": "LambdaLoss", "pair_hinge": "pair hinge", "f_dpo_alpha": "α-f-DPO",
 }  # fmt: skip
 
 # seaborn's palette without its pink, grey and yellow, which are too pale to be lightened for a beta. Neighbours in the

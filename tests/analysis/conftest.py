@@ -37,6 +37,8 @@ class Run:
     noise: float = 0.0
     log_pi_rejected: float | None = None  # where it falls to, in a straight line, in place of the softmax's …
     log_pi_start: float = math.log(P)  # … and from where
+    reference: bool = True  # without: no margin, log-ratios, rewards, k's
+    objective: str = "preference"  # reward_model: rewards, and no log-probabilities
     changes: dict[str, Any] = field(default_factory=dict)  # over config.json
 
     @property
@@ -45,7 +47,7 @@ class Run:
 
     @property
     def id(self) -> str:
-        key = json.dumps([self.loss, self.beta, self.lr, self.seed, self.changes])
+        key = json.dumps([self.loss, self.beta, self.lr, self.seed, self.objective, self.changes])
         return hashlib.sha256(key.encode()).hexdigest()[:10]
 
     @property
@@ -56,7 +58,8 @@ class Run:
         config: dict[str, Any] = {
             "format": 1, "id": self.id, "label": self.label, "sweep": "synthetic", "beta": self.beta, "lr": self.lr,
             "seed": self.seed, "steps": self.steps, "batch_size": 1, "sampling": "shuffle", "dtype": "float64",
-            "logps": "sequence", "max_grad_norm": None, "save": False,
+            "logps": "sequence", "max_grad_norm": None, "save": False, "kl_coef": 0.0,
+            "reference": "always" if self.reference else "if_needed", "objective": self.objective,
             "loss": {"_target_": f"src.losses.pairwise.{self.loss}", "name": self.loss, "beta": self.beta},
             "optimizer": {"name": "sgd", "lr": self.lr, "momentum": 0.0, "weight_decay": 0.0},
             "scheduler": {"name": "constant"}, "model": {"name": "tabular", "seed": self.seed},
@@ -83,7 +86,7 @@ class Run:
             rejected = np.linspace(self.log_pi_start, self.log_pi_rejected, n)
         a, b = chosen - math.log(P), rejected - math.log(P)
         loss = np.logaddexp(0, -beta * h) if self.loss == "dpo" else (h - 1 / (2 * beta)) ** 2
-        return {
+        columns = {
             "step": np.arange(n), "loss": loss, "logps/chosen": chosen, "logps/rejected": rejected,
             "log_ratios/chosen": a, "log_ratios/rejected": b, "margin": h, "rewards/chosen": beta * a,
             "rewards/rejected": beta * b, "rewards/margins": beta * h, "rewards/accuracies": (h > 0).astype(float),
@@ -93,6 +96,12 @@ class Run:
             "grad_norm": math.sqrt(K) * np.abs(slope), "lr": np.full(n, self.lr),
             "tokens": 2 * np.arange(1, n + 1), "pairs": np.arange(1, n + 1), "nonfinite": np.zeros(n, dtype=int),
         }  # fmt: skip
+        unwanted: tuple[str, ...] = ()
+        if not self.reference:
+            unwanted = ("margin", "log_ratios", "rewards", "implied_preference", "k1", "k2", "k3")
+        if self.objective == "reward_model":
+            unwanted += ("margin", "log_ratios", "logps", "log_pi", "k1", "k2", "k3")
+        return {name: values for name, values in columns.items() if not name.startswith(unwanted or ("-",))}
 
 
 def write_stream(file: Path, columns: dict[str, Any], batch: int = 25) -> None:

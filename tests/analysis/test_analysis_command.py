@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from analysis.__main__ import main
 from analysis.figures import style
 
-WRITTEN = ["final.csv", "final.md", "margin.pdf", "margin.png", "rejected_prob.pdf", "rejected_prob.png"]
+WRITTEN = ["final.csv", "final.md", "margin.pdf", "margin.png", "rejected_prob.pdf", "rejected_prob.png",
+           "rewards.pdf", "rewards.png"]  # fmt: skip
 ROOT = Path(__file__).parents[2]
 
 
@@ -50,6 +51,40 @@ def test_ipo_short_of_its_target_is_said_to_be(
 ) -> None:
     assert main([str(write_sweep(make_run("ipo", lr=1e-3)))]) == 0
     assert "NOT within 1 % of its target 5" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_figure_none_of_whose_runs_has_its_column_is_not_written_and_stdout_says_why(
+    write_sweep: Any, make_run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_sweep(make_run("simpo", reference=False), make_run("dpo", reference=False))
+    assert main([str(path), "--strict"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and "2 of 2 runs" in out
+    assert sorted(file.name for file in (path / "figures").iterdir()) == [
+        "final.csv", "final.md", "rejected_prob.pdf", "rejected_prob.png"
+    ]  # fmt: skip
+    assert "figure margin: not written, no run has margin in its history" in out
+    assert "figure rewards: not written, no run has rewards/margins and rewards/accuracies in its history" in out
+    assert "simpo beta=0.1: pi(rejected) " in out and "nan" not in out and "nats" not in out
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_reward_model_is_summed_up_by_what_it_has(
+    write_sweep: Any, make_run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_sweep(make_run("ipo"), make_run("ipo", objective="reward_model"))
+    assert main([str(path)]) == 0
+    policy, model = capsys.readouterr().out.splitlines()[-2:]
+    assert policy.startswith("ipo beta=0.1: margin 5 nats")
+    assert model == "ipo beta=0.1 reward model: reward margin 0.5, accuracy 1"
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_sweep_of_reward_models_only_has_one_figure(write_sweep: Any, make_run: Any) -> None:
+    path = write_sweep(make_run("dpo", objective="reward_model"))
+    assert main([str(path)]) == 0
+    assert {file.stem for file in (path / "figures").iterdir()} == {"rewards", "final"}
 
 
 @pytest.mark.usefixtures("quick")

@@ -17,8 +17,10 @@ from matplotlib.transforms import Bbox
 
 from analysis import load, tables
 from analysis.figures import draw as d
-from analysis.figures import looks, margin, rejected_prob, style
+from analysis.figures import looks, margin, rejected_prob, rewards, sheet, style
 from analysis.statistics import Curve
+
+ROOT = Path(__file__).parents[2]
 
 
 def note(figure: Figure) -> str:
@@ -137,6 +139,99 @@ def test_other_settings_get_panels_of_their_own(write_sweep: Any, make_run: Any)
     ]  # fmt: skip
 
 
+def test_rewards_of_policy_and_reward_model_share_a_panel_in_one_colour(write_sweep: Any, make_run: Any) -> None:
+    figure = draw(rewards, write_sweep(*(make_run(objective=o) for o in ("preference", "reward_model"))))
+    margins, accuracies = figure.axes
+    for ax, column in ((margins, "rewards/margins"), (accuracies, "rewards/accuracies")):
+        policy, model = measured(ax)
+        assert policy.get_color() == model.get_color() and policy.get_linestyle() == "-" != model.get_linestyle()
+        assert list(policy.get_ydata()) == list(model.get_ydata()) == list(make_run().history()[column])
+    assert legend(figure) == ["DPO β = 0.1", "implicit reward", "reward model"]
+    assert "Reward: β times the log-ratio, or β times the model's output." in note(figure)
+    assert (margins.get_ylabel(), accuracies.get_ylabel()) == ("reward margin (logit)", "accuracy")
+    assert [ax.xaxis.label.get_visible() for ax in figure.axes] == [False, True]
+
+
+def test_rewards_of_policies_alone_need_no_key(four_runs: Path) -> None:
+    figure = draw(rewards, four_runs)
+    assert legend(figure) == ["DPO β = 0.1", "DPO β = 0.5", "IPO β = 0.1", "IPO β = 0.5"]
+    assert all(len(measured(ax)) == 4 for ax in figure.axes) and "model" not in note(figure)
+
+
+def test_runs_without_the_column_are_counted_in_the_note_and_not_drawn(write_sweep: Any, make_run: Any) -> None:
+    runs = [make_run("dpo"), make_run("simpo", reference=False), make_run("dpo", objective="reward_model")]
+    path = write_sweep(*runs)
+    for module, shown, lacking in (
+        (margin, 1, "2 without margin"), (rejected_prob, 2, "1 without π(rejected)"), (rewards, 2, "1 without rewards")
+    ):  # fmt: skip
+        figure = draw(module, path)
+        assert len(measured(figure.axes[0])) == shown
+        assert f"3 of 3 runs; {lacking}, not shown." in note(figure)
+
+
+@pytest.mark.parametrize("module", [margin, rejected_prob, rewards])
+def test_a_figure_without_a_run_to_show_says_so(module: Any, write_sweep: Any, make_run: Any) -> None:
+    without = make_run(objective="reward_model") if module is not rewards else make_run(reference=False)
+    with pytest.raises(d.NothingToDraw, match=r"no run has .* in its history"):
+        draw(module, write_sweep(without, make_run("ipo", state="planned", stopped_at=0)))
+
+
+def test_a_curve_looks_the_same_in_a_figure_that_lacks_another(write_sweep: Any, make_run: Any) -> None:
+    path = write_sweep(make_run(beta=0.1, reference=False), make_run(beta=0.5))
+    both, one = (measured(draw(module, path).axes[0]) for module in (rejected_prob, margin))
+    assert [line.get_color() for line in both][1:] == [line.get_color() for line in one]
+
+
+def test_many_losses_make_a_page_of_small_panels_with_axes_in_common(write_sweep: Any, make_run: Any) -> None:
+    path = write_sweep(*every_loss(make_run))
+    for module in (margin, rejected_prob, rewards):
+        figure = draw(module, path)
+        width, height = figure.get_size_inches() * 25.4
+        assert width == pytest.approx(178) and height <= 250
+        axes = figure.axes[:: 2 if module is rewards else 1]
+        assert len(axes) == 43 and [ax.get_title(loc="left") for ax in axes] == [*looks.NAMES.values()]
+        limits = [ax.get_ylim() for ax in axes]
+        apart = [i for i, those in enumerate(limits) if those != limits[0]]
+        assert [axes[i].get_title(loc="left") for i in apart] == ["robust DPO", "EXO"]
+        assert "β = 0.5 throughout." in note(figure) and "One y axis for all panels but robust DPO; EXO." in note(
+            figure
+        )
+        figure.draw_without_rendering()
+        labelled = [i for i, ax in enumerate(axes) if any(t.label1.get_visible() for t in ax.yaxis.get_major_ticks())]
+        assert labelled == sorted({*range(0, 43, 5), *apart})
+        assert not any(ax.yaxis.label.get_visible() or ax.xaxis.label.get_visible() for ax in figure.axes)
+        assert not [text for text in legend(figure) if "DPO" in text]
+
+
+def test_many_losses_of_several_betas_need_one_entry_a_beta(write_sweep: Any, make_run: Any) -> None:
+    names = [*looks.NAMES][:9]
+    runs = [make_run("dpo", b, changes={"loss": {"name": n, "beta": b}}) for n in names for b in (0.1, 0.5)]
+    assert legend(draw(rejected_prob, write_sweep(*runs))) == ["β = 0.1", "β = 0.5"]
+
+
+def test_panels_that_need_far_more_of_an_axis_than_most_are_set_apart() -> None:
+    def apart(*reaches: tuple[float, float]) -> list[int]:
+        axes = [Figure().add_subplot() for _ in reaches]
+        return style.frame_alike(axes, [[reach] for reach in reaches])
+
+    assert apart((0, 1), (0, 10), (0, 9), (0, 11), (-0.2, 0)) == []
+    assert apart(*[(0, 9), (0, 11), (0, 35)] * 2, *[(0, 9)] * 3) == [2, 5]
+    assert apart((0, 10), (-50, 0), (0, 9), (math.nan, math.inf)) == [1]
+    assert apart((0, 10), (0, 35), (0, 9), (0, 11), (0, 36)) == [0, 1, 2, 3, 4]  # too many to be exceptions
+    assert apart((math.nan, math.nan)) == []
+
+
+@pytest.mark.parametrize("text, lines", [
+    ("DPO", ["DPO"]),
+    ("DPO, lr = 0.01", ["DPO, lr = 0.01"]),
+    ("DPO, lr = 0.01, optimizer = adam", ["DPO, lr = 0.01,", "optimizer = adam"]),
+    ("optimizer = a_long_name, lr = 1", ["optimizer =", "a_long_name,", "lr = 1"]),
+    ("a_very_very_long_name_of_one", ["a_very_very_long", "_name_of_one"]),
+])  # fmt: skip
+def test_titles_break_after_commas_then_at_spaces_then_anywhere(text: str, lines: list[str]) -> None:
+    assert sheet.wrap(text, 16, len).split("\n") == lines
+
+
 def like_the_default_sweep(make_run: Any) -> list[Any]:
     """Its pi(rejected) needs tick labels such as 5×10^-8."""
     ends = {("dpo", 0.1): -18.52, ("dpo", 0.5): -18.64, ("ipo", 0.1): -17.48, ("ipo", 0.5): -15.36}
@@ -146,7 +241,7 @@ def like_the_default_sweep(make_run: Any) -> list[Any]:
 
 
 def eight_losses(make_run: Any) -> list[Any]:
-    names = ["dpo", "ipo", "sigmoid_norm", "distill", "plackett_luce", "aot_unpaired", "kto", "somebody_elses_loss"]
+    names = ["dpo", "ipo", "sigmoid_norm", "distill", "pair_logistic", "aot_unpaired", "kto", "somebody_elses_loss"]
     return [
         make_run("ipo" if name == "ipo" else "dpo", beta, seed=seed, changes={"loss": {"name": name, "beta": beta}})
         for seed, name in enumerate(names)
@@ -166,6 +261,31 @@ def numbers_of_every_size(make_run: Any) -> list[Any]:
     ]
 
 
+def every_loss(make_run: Any) -> list[Any]:
+    """43 small cells, two of which need an axis of their own."""
+    big = {"robust": -700.0, "exo": -2000.0}
+    return [
+        make_run("ipo" if "ipo" in n else "dpo", 0.5, log_pi_rejected=big.get(n, -9.0), noise=3e4 * (n in big),
+                 steps=1001, seed=i, changes={"loss": {"name": n, "beta": 0.5}})
+        for i, n in enumerate(looks.NAMES)
+    ]  # fmt: skip
+
+
+def long_titles(make_run: Any) -> list[Any]:
+    """Nine cells, whose titles have more than one line."""
+    adam = {"optimizer": {"name": "a_long_winded_optimizer", "lr": 0.1}, "sampling": "replacement"}
+    names = {"loss": {"name": "a_loss_with_a_name_that_nobody_can_remember", "beta": 0.1}}
+    runs = [make_run(loss, b, lr=lr, seed=3) for loss in ("dpo", "ipo") for b in (0.1, 1) for lr in (0.01, 0.1)]
+    runs += [make_run(loss, lr=lr, seed=3, changes=adam) for loss in ("dpo", "ipo") for lr in (0.01, 0.1)]
+    return [*runs, make_run("dpo", seed=3, changes=adam | names)]
+
+
+def reward_models(make_run: Any) -> list[Any]:
+    runs = [make_run(loss, seed=s, noise=0.1, objective=objective)
+            for loss in ("dpo", "ipo") for s in range(3) for objective in ("preference", "reward_model")]  # fmt: skip
+    return [*runs, make_run("simpo", reference=False)]
+
+
 def texts(figure: Figure) -> dict[str, Bbox]:
     """Every text that can be seen, and its box in pixels."""
     figure.draw_without_rendering()
@@ -183,14 +303,24 @@ def texts(figure: Figure) -> dict[str, Bbox]:
     return {f"{i} {text.get_text()!r}": text.get_window_extent() for i, text in enumerate(shown)}
 
 
-@pytest.mark.parametrize("module", [margin, rejected_prob])
+@pytest.mark.parametrize("module", [margin, rejected_prob, rewards])
 @pytest.mark.parametrize(
-    "runs", [like_the_default_sweep, eight_losses, settings_and_a_divergence, numbers_of_every_size]
+    "runs",
+    [
+        like_the_default_sweep,
+        eight_losses,
+        settings_and_a_divergence,
+        numbers_of_every_size,
+        every_loss,
+        long_titles,
+        reward_models,
+    ],
 )
 def test_nothing_on_a_figure_overlaps(runs: Any, module: Any, write_sweep: Any, make_run: Any) -> None:
     figure = draw(module, write_sweep(*runs(make_run)))
     boxes = texts(figure)
-    assert len(boxes) > 10 * len(figure.axes) / 2
+    assert len(boxes) > min(5 * len(figure.axes), 45)
+    assert figure.get_figheight() * 25.4 <= 290
     assert [name for name, box in boxes.items() if not inside(box, figure)] == []
     overlapping = [(one, two) for (one, a), (two, b) in combinations(boxes.items(), 2) if a.overlaps(b)]
     assert overlapping == []
@@ -248,6 +378,7 @@ def test_markers_are_spread_over_the_axis_and_set_off_from_the_others() -> None:
 
 def test_known_losses_look_different_from_each_other_in_every_figure() -> None:
     found = looks.of_losses(looks.NAMES)
+    assert {*looks.NAMES} == {file.stem for file in (ROOT / "conf" / "loss").glob("*.yaml")}
     assert len({*found.values()}) == len(looks.NAMES) > 40 and len({*looks.NAMES.values()}) == len(looks.NAMES)
     assert all(looks.of_losses([loss]) == {loss: look} for loss, look in found.items())
     assert len({*looks.LOOKS}) == len(looks.LOOKS) == 63
@@ -293,6 +424,18 @@ def test_the_table_has_a_row_for_every_run_that_should_be(write_sweep: Any, make
     assert table.loc["ipo_beta0.1_seed42", "margin"] == own["margin"].iloc[-1]
     assert table.loc["ipo_beta0.1_seed42", "min log_pi/rejected"] == own["log_pi/rejected"].min()
     assert table.loc["ipo_beta0.1_seed42", "max k2_on_data"] == own["k2_on_data"].max()
+
+
+def test_the_table_leaves_empty_what_has_no_meaning_for_a_run(write_sweep: Any, make_run: Any) -> None:
+    runs = [make_run("ipo", reference=False), make_run("ipo", 0.2, objective="reward_model")]
+    sweep = load(write_sweep(*runs))
+    table = tables.final(sweep.runs, sweep.history)
+    for column in ("margin", "target margin", "max k3_on_data", "log_ratios/chosen"):
+        assert table[column].isna().all(), column
+    assert table["rewards/margins"].isna().to_list() == table["rewards/accuracies"].isna().to_list() == [True, False]
+    assert table["log_pi/rejected"].isna().to_list() == table["min log_pi/rejected"].isna().to_list() == [False, True]
+    assert table["final loss"].notna().all() and list(table["objective"]) == ["preference", "reward_model"]
+    assert "nan" not in tables.markdown(table) and "nan" not in tables.csv(table)
 
 
 def test_csv_restores_every_number_and_markdown_is_rectangular(four_runs: Path, tmp_path: Path) -> None:

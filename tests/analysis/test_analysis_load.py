@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from analysis import load
-from analysis.load import RunError, Sweep, SweepError, census, read_stream
+from analysis.load import RunError, Sweep, SweepError, census, read_stream, with_columns
 
 
 def edit(file: Path, **changes: Any) -> None:
@@ -113,13 +113,26 @@ def test_a_history_with_gaps_or_without_its_columns_is_left_out(four_runs: Path)
     whole = read_stream(one / "history.arrow")
     for run, table in (
         (one, pa.concat_tables([whole.slice(0, 30), whole.slice(29, 30)])),
-        (two, whole.drop_columns(["margin"])),
+        (two, whole.drop_columns(["loss"])),
     ):
         with pa.ipc.new_stream(run / "history.arrow", table.schema) as stream:
             stream.write_table(table)
     gaps, lacking = load(four_runs).notices()
     assert "steps do not count 0, 1, 2" in gaps
-    assert "lacks the column margin" in lacking
+    assert "lacks the column loss" in lacking
+
+
+def test_a_run_without_columns_that_mean_nothing_for_it_is_read(write_sweep: Any, make_run: Any) -> None:
+    """docs/run-directory.md: "A run has only the columns that have a meaning for it."."""
+    runs = [make_run("dpo"), make_run("simpo", reference=False), make_run("dpo", objective="reward_model")]
+    sweep = load(write_sweep(*runs, make_run("ipo", state="planned", stopped_at=0)))
+    assert [sweep.runs.loc[run.id, "state"] for run in runs] == ["finished"] * 3 and len(sweep.notices()) == 1
+    policy, free, model = (run.id for run in runs)
+    assert list(with_columns(sweep.runs).index) == [policy, free, model]
+    assert list(with_columns(sweep.runs, "margin").index) == [policy]
+    assert list(with_columns(sweep.runs, "log_pi/rejected", "loss").index) == [policy, free]
+    assert list(with_columns(sweep.runs, "rewards/margins").index) == [policy, model]
+    assert sweep.history.groupby("run")["margin"].count().to_dict() == {policy: 60, free: 0, model: 0}
 
 
 def test_a_run_directory_the_sweep_does_not_list_is_named(four_runs: Path) -> None:

@@ -34,6 +34,14 @@ def test_a_setting_that_follows_the_loss_needs_no_name(write_sweep: Any, make_ru
     assert [c.setting for c in found] == ["", ""]
 
 
+def test_a_reward_model_is_a_curve_of_its_own_and_not_a_setting(write_sweep: Any, make_run: Any) -> None:
+    runs = [make_run(objective=o, seed=s) for s in range(2) for o in ("reward_model", "preference")]
+    found = curves(load(write_sweep(*runs)).runs)
+    assert [(c.loss, c.setting, c.objective, len(c.ids)) for c in found] == [
+        ("dpo", "", "preference", 2), ("dpo", "", "reward_model", 2)
+    ]  # fmt: skip
+
+
 def history(*series: list[float]) -> pd.DataFrame:
     rows = [(f"r{i}", step, value) for i, values in enumerate(series) for step, value in enumerate(values)]
     return pd.DataFrame(rows, columns=["run", "step", "margin"])

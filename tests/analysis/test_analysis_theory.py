@@ -112,6 +112,8 @@ def test_k_follows_from_row_0(loss: str, gradient: float) -> None:
     ("dpo", {"pairs": None}),
     ("dpo", {"logps": "notebook_per_token"}),
     ("dpo", {"loss.label_smoothing": 0.1}),
+    ("dpo", {"kl_coef": 0.1}),
+    ("dpo", {"objective": "reward_model"}),
     ("ipo", {"optimizer.momentum": 0.9}),
 ])  # fmt: skip
 def test_a_run_the_closed_forms_do_not_describe_has_no_line_and_a_reason(loss: str, changes: dict[str, Any]) -> None:
@@ -138,3 +140,5 @@ def test_only_ipo_on_whole_sequences_has_a_target() -> None:
     assert theory.target_line(sgd("ipo")) == 5.0
     assert math.isnan(theory.target_line(sgd("ipo", logps="notebook_per_token")))
     assert math.isnan(theory.target_line(sgd("dpo")))
+    assert math.isnan(theory.target_line(sgd("ipo", kl_coef=0.1)))
+    assert math.isnan(theory.target_line(sgd("ipo", objective="reward_model")))
