@@ -1,1 +1,1 @@
-"""One module per figure: frames in, a matplotlib Figure out. `style`, `looks` and `draw` hold what they share."""
+"""One module per figure: frames in, a matplotlib Figure out. `sheet`, `style`, `looks`, `draw` hold what they share."""
