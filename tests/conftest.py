@@ -66,9 +66,14 @@ def sweep(convert: Convert, tmp_path: Path) -> Callable[..., int]:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """For subprocesses: the repository importable from anywhere, and a home folder that was empty."""
+    """For subprocesses: the repository importable from anywhere, and a home folder that was empty.
+
+    W&B leaves the address of this process's service in the environment; a subprocess that inherited it would look for a
+    service that may be gone.
+    """
     home = tmp_path_factory.mktemp("home")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "HYDRA_", "COV_"))}
+    foreign = ("XDG_", "HYDRA_", "COV_", "WANDB_")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
     return kept | {"PYTHONPATH": str(REPO), "HOME": str(home), "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
 
 

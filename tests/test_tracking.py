@@ -143,12 +143,14 @@ def test_wandb_keeps_to_its_folder_in_the_run_directory_without_copies_and_links
     assert not Path("wandb").exists()
 
 
-def test_wandb_leaves_no_settings_in_the_home_folder(cli, environment, tmp_path):
+def test_wandb_leaves_no_settings_in_the_home_folder(cli, tmp_path):
     """Its process keeps a log of its own in the cache folder, a few lines each."""
-    done = cli(*TOY[:-2], "steps=2", "tracking=wandb_offline", cwd=tmp_path)
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    done = cli(*TOY[:-2], "steps=2", "tracking=wandb_offline", cwd=work, HOME=str(home))
     assert (done.returncode, done.stderr) == (0, "")
-    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
-    home = Path(environment["HOME"])
+    assert [path.name for path in work.iterdir()] == ["outputs"]
     left = [path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()]
     assert all(path.startswith(".cache/wandb/logs/core-debug-") for path in left), left
 
