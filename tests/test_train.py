@@ -57,8 +57,8 @@ MIXED = [
     [
         (f"{LLAMA} steps=40", 1e-9),
         (f"{LLAMA} steps=40 logps=notebook_per_token model.init=independent", 1e-9),
-        # float32: products of stacked and single matrices round differently; measured 3e-6, allowed 1e-4 nats
-        (f"{LLAMA} steps=40 dtype=float32", 1e-4),
+        # float32: products of stacked and single matrices round differently; measured 3e-7, in float64 5e-16
+        (f"{LLAMA} steps=40 dtype=float32", 1e-5),
         (f"{TABULAR} steps=200 data.prompts=5 data.comparisons=3 data.p_star=0.7 batch_size=4 model.per_prompt=true",
          1e-9),
     ],
