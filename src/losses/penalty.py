@@ -12,7 +12,6 @@ from src.losses.base import PairLogRatios
 
 Form = Literal["reverse", "forward", "js", "k1", "k2", "k3"]
 
-ESTIMATORS = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3}
 EXACT = {"reverse": kl.reverse_kl, "forward": kl.forward_kl, "js": kl.jensen_shannon}
 
 
@@ -33,7 +32,6 @@ class StackPenalty:
                 members[form].append(run)
         self._groups = {form: torch.tensor(runs, device=device) for form, runs in members.items()}
         self.vocabulary = any(form in EXACT for form in members)
-        self.active = bool(members)
 
     def __call__(self, pairs: PairLogRatios) -> Tensor:
         penalty = torch.zeros_like(pairs.logps[:, 0, 0])
@@ -47,7 +45,7 @@ class StackPenalty:
 def _per_token(pairs: PairLogRatios, form: Form) -> tuple[Tensor, Tensor]:
     """KL at each response token and the mask, [R, N, K, T]."""
     assert pairs.token_logps is not None and pairs.ref_token_logps is not None and pairs.mask is not None
-    if form in ESTIMATORS:
-        return ESTIMATORS[form](pairs.token_logps - pairs.ref_token_logps), pairs.mask
+    if form in kl.ESTIMATORS:
+        return kl.ESTIMATORS[form](pairs.token_logps - pairs.ref_token_logps), pairs.mask
     assert pairs.log_pi is not None and pairs.ref_log_pi is not None
     return EXACT[form](pairs.log_pi, pairs.ref_log_pi), pairs.mask
