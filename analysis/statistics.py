@@ -1,19 +1,29 @@
-"""Seeds -> means and intervals. Pure: frames in, frames out."""
+"""Seeds -> means, intervals and comparisons. A run is one observation; its steps are not. Pure: frames in, frames out.
+
+Intervals of comparisons are stratified bootstraps (Agarwal et al. 2021, arXiv 2108.13264): seeds are drawn again within
+each setting, never across settings. They are percentile intervals, and with fewer than about five seeds a setting they
+are too narrow; nothing repairs that but more seeds. All are drawn from an explicit seed: the same gives the same.
+(rliable is not used: its StratifiedBootstrap takes a random_state and draws from numpy's global one.)
+"""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from scipy import stats
 from scipy.special import stdtrit
 
-from analysis.load import PREFERENCE, RECORD
+from analysis.sweep import PREFERENCE, settings
 
-# These columns cannot tell two settings apart: who a run is, and where and how it ran.
-NOT_A_SETTING = {*RECORD, "sweep", "output", "save", "seed", "beta", "loss.name", "loss.beta", "objective"}
-NOT_A_SETTING_GROUP = ("tracking.", "compute.")
+OF_A_CURVE = {"seed", "beta", "loss.name", "loss.beta", "objective"}  # these cannot tell two settings apart
 # When several columns move together the first of these names the setting.
+BOUNDED = ("rewards/accuracies", "implied_preference")  # shares: a t interval could leave [0, 1]
+RESAMPLES = 5000  # of a bootstrap; the ends of an interval then vary by 2 % of its width between seeds
 NAMED_FIRST = ("lr", "optimizer.name", "model.name", "data.name", "scheduler.name", "logps")
 
 
@@ -64,20 +74,158 @@ def set_apart(runs: pd.DataFrame, curve: Curve) -> tuple[Curve | None, list[Curv
 
 
 def over_seeds(history: pd.DataFrame, curve: Curve, column: str) -> pd.DataFrame:
-    """Columns step, mean, low, high, n: the mean over a curve's runs and its 95 % t interval (NaN where n < 2).
+    """Columns step, mean, low, high, n: the mean over a curve's runs and its 95 % interval (NaN where n < 2).
 
-    A step's mean is over the runs that have a finite value there; `n` says how many.
+    Student's t; of a share (`BOUNDED`) a bootstrap's, whole runs drawn again, which cannot leave [0, 1]. A step's mean
+    is over the runs that have a finite value there; `n` says how many.
     """
-    rows = history.loc[history["run"].isin(curve.ids), ["step", column]].replace([np.inf, -np.inf], np.nan)
+    rows = history.loc[history["run"].isin(curve.ids), ["run", "step", column]].replace([np.inf, -np.inf], np.nan)
     by_step = rows.groupby("step")[column].agg(["mean", "std", "count"]).reset_index()
     n = by_step["count"].to_numpy(dtype=float)
     several = n > 1
-    half = np.full(len(n), np.nan)
-    half[several] = stdtrit(n[several] - 1, 0.975) * by_step["std"].to_numpy()[several] / np.sqrt(n[several])
     mean = by_step["mean"].to_numpy()
-    return pd.DataFrame(
-        {"step": by_step["step"], "mean": mean, "low": mean - half, "high": mean + half, "n": by_step["count"]}
-    )
+    low, high = np.full(len(n), np.nan), np.full(len(n), np.nan)
+    if column in BOUNDED and several.any():
+        values = rows.pivot(index="run", columns="step", values=column).to_numpy()[:, several]
+        low[several], high[several] = _bootstrap_band(values)
+    elif several.any():
+        half = stdtrit(n[several] - 1, 0.975) * by_step["std"].to_numpy()[several] / np.sqrt(n[several])
+        low[several], high[several] = mean[several] - half, mean[several] + half
+    return pd.DataFrame({"step": by_step["step"], "mean": mean, "low": low, "high": high, "n": by_step["count"]})
+
+
+def interquartile_mean(values: npt.ArrayLike, axis: int = -1) -> Any:
+    """The mean of the middle half: a quarter of the values, rounded down, is cut off at each end."""
+    return stats.trim_mean(values, 0.25, axis=axis)
+
+
+def scores(runs: pd.DataFrame, values: "pd.Series[Any]") -> pd.DataFrame:
+    """One row for each run that has a finite value: loss, stratum (every setting but loss and seed), seed, value.
+
+    values: one for each run, by id, such as a column of `tables.final`.
+    """
+    found = curves(runs)
+    rows = [
+        (run, curve.loss, f"{curve.beta:g}, {curve.setting}, {curve.objective}", runs.loc[run, "seed"], values[run])
+        for curve in found
+        for run in curve.ids
+        if np.isfinite(values[run])
+    ]
+    return pd.DataFrame(rows, columns=["run", "loss", "stratum", "seed", "value"]).set_index("run")
+
+
+def aggregate(
+    scored: pd.DataFrame, statistic: Callable[..., Any] = interquartile_mean, *, seed: int = 0
+) -> pd.DataFrame:
+    """For each loss `statistic` (of an array along `axis`) over all its runs, with its 95 % stratified bootstrap
+    interval: value, low, high, runs, strata. Without two seeds in every stratum the interval is NaN.
+    """
+    rows = {}
+    for loss, own in scored.groupby("loss", sort=False):
+        parts = [part.to_numpy() for _, part in own.groupby("stratum")["value"]]
+        low, high = _bootstrap(parts, lambda *drawn, axis: statistic(np.concatenate(drawn, axis), axis=axis), seed=seed)
+        value = float(statistic(np.concatenate(parts), axis=-1))
+        rows[loss] = {"value": value, "low": float(low), "high": float(high), "runs": len(own), "strata": len(parts)}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("loss")
+
+
+def paired(scored: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """For every two losses the mean difference over the seeds they have in common, setting by setting.
+
+    Columns: loss, other, difference (loss minus other), low, high (95 % stratified bootstrap of the differences),
+    n (pairs of runs), p (sign-flip test of no difference, exact up to 13 pairs), p_holm (Holm, over all rows).
+    """
+    wide = scored.pivot_table(index=["stratum", "seed"], columns="loss", values="value", sort=False)
+    rows = []
+    for loss, other in combinations(scored["loss"].unique(), 2):
+        both = wide[[loss, other]].dropna()
+        if both.empty:
+            continue
+        gap = both[loss] - both[other]
+        parts = [part.to_numpy() for _, part in gap.groupby(level="stratum")]
+        low, high = _bootstrap(parts, lambda *drawn, axis: np.concatenate(drawn, axis).mean(axis), seed=seed)
+        row = {"loss": loss, "other": other, "difference": float(gap.mean()), "low": float(low), "high": float(high)}
+        rows.append(row | {"n": len(gap), "p": _sign_flips(both[loss].to_numpy(), both[other].to_numpy(), seed)})
+    table = pd.DataFrame(rows, columns=["loss", "other", "difference", "low", "high", "n", "p"])
+    table["p_holm"] = holm(table["p"].to_list())
+    return table
+
+
+def improvement(scored: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """For every two losses P(a run of `loss` has the larger value than a run of `other` in the same setting).
+
+    Ties count one half (Mann-Whitney); settings count alike. Columns: loss, other, probability, low, high (95 %
+    stratified bootstrap), strata. Only settings that both have.
+    """
+    rows = []
+    for loss, other in combinations(scored["loss"].unique(), 2):
+        mine, theirs = (
+            dict(iter(scored[scored["loss"] == name].groupby("stratum")["value"])) for name in (loss, other)
+        )
+        shared = [stratum for stratum in mine if stratum in theirs]
+        if not shared:
+            continue
+        parts = [side[stratum].to_numpy() for stratum in shared for side in (mine, theirs)]
+        low, high = _bootstrap(parts, _larger, 2000, seed)
+        value = float(_larger(*parts, axis=-1))
+        rows.append((loss, other, value, float(low), float(high), len(shared)))
+    return pd.DataFrame(rows, columns=["loss", "other", "probability", "low", "high", "strata"])
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm (1979): p-values that keep the chance of any false finding below the level, whatever their dependence."""
+    order = np.argsort(p)
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(np.maximum.accumulate(np.asarray(p)[order] * np.arange(len(p), 0, -1)), 1.0)
+    return [float(value) for value in corrected]
+
+
+def _bootstrap(
+    parts: Sequence[npt.NDArray[np.float64]],
+    statistic: Callable[..., Any],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[Any, Any]:
+    """The 95 % percentile interval of a statistic of several samples, each drawn again by itself along axis 0."""
+    if any(len(part) < 2 for part in parts):
+        return np.nan, np.nan
+    found = stats.bootstrap(
+        parts, statistic, axis=0, n_resamples=resamples, batch=100, method="percentile", vectorized=True,
+        rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return found.confidence_interval.low, found.confidence_interval.high
+
+
+def _bootstrap_band(values: npt.NDArray[np.float64], resamples: int = 1000) -> npt.NDArray[np.float64]:
+    """[runs, steps] with gaps -> [2, steps]: the 95 % percentile interval of the mean of the values that are there.
+
+    A run is drawn with all its steps, and how often it is drawn weighs it; scipy's bootstrap knows no gaps.
+    """
+    weights = np.random.default_rng(0).multinomial(len(values), np.full(len(values), 1 / len(values)), resamples)
+    there = np.isfinite(values)
+    with np.errstate(invalid="ignore"):  # a draw may have none of the runs that go so far
+        means = (weights @ np.where(there, values, 0.0)) / (weights @ there)
+    band: npt.NDArray[np.float64] = np.nanquantile(means, [0.025, 0.975], axis=0)
+    return band
+
+
+def _larger(*parts: npt.NDArray[np.float64], axis: int) -> Any:
+    """Mann-Whitney's share of pairs (x, y) with x > y, for each two samples, averaged."""
+    shares = []
+    for x, y in zip(parts[::2], parts[1::2], strict=True):
+        one, two = np.moveaxis(x, axis, -1)[..., :, None], np.moveaxis(y, axis, -1)[..., None, :]
+        shares.append(((one > two) + 0.5 * (one == two)).mean((-1, -2)))
+    return np.mean(shares, axis=0)
+
+
+def _sign_flips(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], seed: int) -> float:
+    if len(x) < 2:
+        return math.nan
+    test = stats.permutation_test(
+        (x, y), lambda x, y, axis: (x - y).mean(axis), permutation_type="samples", vectorized=True, n_resamples=9999,
+        rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return float(test.pvalue)
 
 
 def _other_axes(drawn: pd.DataFrame) -> list[str]:
@@ -88,11 +236,8 @@ def _other_axes(drawn: pd.DataFrame) -> list[str]:
     """
     candidates = [
         column
-        for column in [*NAMED_FIRST, *drawn.columns]
-        if column in drawn.columns
-        and column not in NOT_A_SETTING
-        and not column.startswith(NOT_A_SETTING_GROUP)
-        and column.split(".")[-1] != "seed"
+        for column in [*(name for name in NAMED_FIRST if name in drawn), *settings(drawn)]
+        if column not in OF_A_CURVE and column.split(".")[-1] != "seed"
     ]
     chosen: list[str] = []
     for column in dict.fromkeys(candidates):

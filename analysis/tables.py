@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import theory
-from analysis.load import as_dicts, with_columns
+from analysis.sweep import as_dicts, with_columns
 
 SETTINGS = {
     "label": "label",

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, wrightomega
 
-from analysis.load import REWARD_MODEL
+from analysis.sweep import REWARD_MODEL
 
 Array = npt.NDArray[np.float64]
 

@@ -10,8 +10,8 @@ import json
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
-from functools import cache
+from dataclasses import dataclass, field, fields
+from functools import cache, cached_property
 from pkgutil import resolve_name
 from typing import Annotated, Any, Literal
 
@@ -29,6 +29,11 @@ STRICT = pydantic.ConfigDict(
 
 # Parameters a target receives while training; all its others are configuration.
 RUN_TIME = {"pairs", "params", "step", "total", "tokenizer"}
+
+# Parameters of data that cannot change a result, and those that do not at the value they have had all along: runs made
+# before a parameter existed keep their identity.
+NO_EFFECT = {"streaming", "num_proc"}
+UNSET = {"subset": None, "holdout": 0.0}
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Choice):
         return value.plain()
     return {key: _plain(v) for key, v in value.items()} if isinstance(value, dict) else value
+
+
+def _what_counts(data: Any) -> Any:
+    if not isinstance(data, dict):
+        return data
+    kept = {key: value for key, value in data.items() if key not in NO_EFFECT and value != UNSET.get(key, ...)}
+    return {key: _what_counts(value) for key, value in kept.items()}
 
 
 Positive = Annotated[float, Gt(0)]
@@ -96,7 +108,7 @@ class RunConfig:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {key: value.plain() if isinstance(value, Choice) else value for key, value in values.items()}
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Hash of what can change the result.
 
@@ -105,6 +117,7 @@ class RunConfig:
         """
         cannot_matter = {"tracking", "compute", "beta", "lr", "save"}
         relevant = {key: value for key, value in self.plain().items() if key not in cannot_matter}
+        relevant["data"] = _what_counts(relevant["data"])
         relevant["targets"] = {group: getattr(self, group).target for group in GROUPS if group not in cannot_matter}
         if not self.kl_coef:
             del relevant["kl_form"]
@@ -117,11 +130,27 @@ GROUPS = tuple(f.name for f in fields(RunConfig) if f.type is Choice)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Launcher:
+    """How the stacks of a sweep are carried out; see conf/config.yaml. Nothing here changes a result."""
+
+    engine: Literal["local", "ray", "slurm"] = "local"
+    processes: Count | None = None
+    cpus: Count = 1
+    gpus: Annotated[float, Ge(0)] = 0.0
+    retries: Annotated[int, Ge(0)] = 1
+    checkpoint_minutes: Positive | None = 5.0
+    checkpoint_steps: Count | None = None
+    address: str | None = None
+    slurm: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Destination:
-    """Where a sweep goes; no part of a run's identity."""
+    """Where a sweep goes and how it gets there; no part of a run's identity."""
 
     output: str
     sweep: str | None
+    launcher: Launcher = field(default_factory=Launcher)
 
 
 def run_config(config: DictConfig) -> tuple[RunConfig, Destination]:
@@ -131,8 +160,9 @@ def run_config(config: DictConfig) -> tuple[RunConfig, Destination]:
         BadInput: one line with the key, its value and what is allowed.
     """
     try:
-        ours = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        plain = typing.cast(dict[str, Any], OmegaConf.to_container(ours, resolve=True, throw_on_missing=True))
+        if "hydra" in config:
+            config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        plain = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     except MissingMandatoryValue as error:
         raise BadInput(f"{error.full_key} has no default: give {error.full_key}=…") from error
     except OmegaConfBaseException as error:
@@ -145,11 +175,24 @@ def run_config(config: DictConfig) -> tuple[RunConfig, Destination]:
     # The top-level values first: loss.beta is usually a copy of beta, and the error should name what was typed.
     typed = {key: value for key, value in plain.items() if key not in GROUPS}
     scalars = check(_model_of(RunConfig, exclude=GROUPS), typed)
-    checked_destination = check(_model_of(Destination), destination)
-    values: dict[str, Any] = scalars | {group: choice(group, plain.get(group)) for group in GROUPS}
+    launcher = destination.pop("launcher") or {}
+    checked_destination = check(_model_of(Destination, exclude=("launcher",)), destination)
+    checked_destination["launcher"] = Launcher(**check(_model_of(Launcher), launcher, prefix="launcher."))
+    values: dict[str, Any] = scalars | {group: _checked(group, plain.get(group)) for group in GROUPS}
     values["beta"] = values["loss"].params.get("beta", values["beta"])
     values["lr"] = values["optimizer"].params.get("lr", values["lr"])
     return RunConfig(**values), Destination(**checked_destination)
+
+
+def _checked(group: str, node: Any) -> Choice:
+    """`choice`, once for each distinct node: thousands of runs share a few."""
+    key = group, repr(node)
+    if key not in _KNOWN:
+        _KNOWN[key] = choice(group, node)
+    return _KNOWN[key]
+
+
+_KNOWN: dict[tuple[str, str], Choice] = {}
 
 
 def choice(group: str, node: Any) -> Choice:
@@ -247,11 +290,14 @@ def _config_type(hint: Any) -> Any:
 
 
 def _try_optimizer(optimizer: Choice, given: Mapping[str, Any]) -> None:
-    """torch.optim checks its own ranges when it is built; do that now rather than after a sweep has started."""
-    import torch
+    """torch.optim checks its own ranges when it is built; do that now rather than after a sweep has started.
 
+    Without parameters: at the first one torch imports its compiler, for more than a second.
+    """
     try:
-        optimizer.build([torch.zeros(1, requires_grad=True)])
+        optimizer.build([])
     except (ValueError, TypeError, RuntimeError) as error:
+        if "empty parameter list" in str(error):  # the last of the checks
+            return
         typed = " ".join(f"optimizer.{key}={value}" for key, value in given.items())
         raise BadInput(f"optimizer={optimizer.name} {typed}: {one_line(error)}") from error

@@ -14,7 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from src.config import Choice, RunConfig, run_config
-from src.launching.local import load_data
+from src.launching.loading import load_data
 from src.losses.base import facts_of
 from src.theory.bandit import Growth, growth_law
 from src.theory.weights import descent_target, is_margin_loss, side_weights

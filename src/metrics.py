@@ -5,6 +5,7 @@ Everything is computed in float64 from the batch's token log-probs.
 """
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -15,17 +16,41 @@ from src.policy.base import TokenLogps
 SIDES = {"chosen": 0, "rejected": -1}  # of a ranked list: its best and its worst
 
 
-def batch_metrics(logps: TokenLogps, reference: TokenLogps | None, beta_R: Tensor) -> dict[str, Tensor]:
-    """Metrics of one batch, each [R].
+def step_metrics(
+    block: Mapping[str, Tensor],
+    beta_R: Tensor,
+    objective: str,
+    exact: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+) -> dict[str, Tensor]:
+    """All metrics of S steps, each [S, R], in the order they are written in.
 
     Args:
-        logps, reference: values [R, B, K, T], best response first.
+        block: of each step, `loss`, `kl_penalty`, `grad_norm`, `lr`, `tokens` and `pairs` [S, R]; `token_logps`, `mask`
+            and, where there is a reference, `ref_token_logps` [S, R, B, K, T]; and what `exact` asks for.
+        objective: as configured. exact: the policy's own metrics.
+    """
+    logps = TokenLogps(block["token_logps"], block["mask"])
+    reference = TokenLogps(block["ref_token_logps"], block["mask"]) if "ref_token_logps" in block else None
+    of_batch = reward_metrics(logps, beta_R) if objective == "reward_model" else batch_metrics(logps, reference, beta_R)
+    return {
+        **{name: block[name] for name in ("loss", "kl_penalty")},
+        **of_batch,
+        **{name: block[name] for name in ("grad_norm", "lr", "tokens", "pairs")},
+        **exact(block),
+    }
+
+
+def batch_metrics(logps: TokenLogps, reference: TokenLogps | None, beta_R: Tensor) -> dict[str, Tensor]:
+    """Metrics of one batch, each [..., R].
+
+    Args:
+        logps, reference: values and mask [..., R, B, K, T], best response first.
             reference None: only what needs none is given.
         beta_R: the reward's scale, [R].
     """
     token = logps.values.detach().double()
     lengths = logps.mask.sum(-1)
-    seq = token.sum(-1)  # [R, B, K]
+    seq = token.sum(-1)  # [..., R, B, K]
     last = token.gather(-1, (lengths - 1).clamp(min=0)[..., None])[..., 0]
     metrics: dict[str, Tensor] = {}
     for name, side in SIDES.items():
@@ -39,17 +64,17 @@ def batch_metrics(logps: TokenLogps, reference: TokenLogps | None, beta_R: Tenso
 
 
 def reward_metrics(rewards: TokenLogps, beta_R: Tensor) -> dict[str, Tensor]:
-    """A reward model's metrics, each [R]: its rewards stand where an implicit reward's stand, for one figure.
+    """A reward model's metrics, each [..., R]: its rewards stand where an implicit reward's stand, for one figure.
 
-    rewards: values [R, B, K, 1]. beta scales them as it scales log-ratios, so that margins are logits of a preference
-    in both cases; with beta = 1 the loss is the usual -log sigma(r_w - r_l).
+    rewards: values [..., R, B, K, 1]. beta scales them as it scales log-ratios, so that margins are logits of a
+    preference in both cases; with beta = 1 the loss is the usual -log sigma(r_w - r_l).
     """
     found = _against_reference(rewards.values.detach().double(), rewards.mask, beta_R.double())
     return {name: values for name, values in found.items() if name.startswith("rewards/") or "preference" in name}
 
 
 def _against_reference(token_ratio: Tensor, mask: Tensor, beta: Tensor) -> dict[str, Tensor]:
-    """Metrics of log-ratios to the reference, [R, B, K, T] by token."""
+    """Metrics of log-ratios to the reference, [..., R, B, K, T] by token."""
     metrics: dict[str, Tensor] = {}
     ratio = token_ratio.sum(-1)
     h = ratio[..., 0] - ratio[..., -1]
@@ -60,12 +85,12 @@ def _against_reference(token_ratio: Tensor, mask: Tensor, beta: Tensor) -> dict[
     metrics["rewards/margins"] = beta * metrics["margin"]
     metrics["rewards/accuracies"] = (h > 0).double().mean(-1)
     metrics["implied_preference"] = torch.sigmoid(beta[:, None] * h).mean(-1)
-    tokens = mask.sum((1, 2, 3))
+    tokens = mask.sum((-3, -2, -1))
     for k in (k1, k2, k3):
-        metrics[f"{k.__name__}_on_data"] = k(token_ratio).masked_fill(~mask, 0).sum((1, 2, 3)) / tokens
+        metrics[f"{k.__name__}_on_data"] = k(token_ratio).masked_fill(~mask, 0).sum((-3, -2, -1)) / tokens
     return metrics
 
 
 def _log_mean_exp(x: Tensor) -> Tensor:
-    """Log of the mean over the batch, [R, B] -> [R]."""
+    """Log of the mean over the batch, [..., R, B] -> [..., R]."""
     return torch.logsumexp(x, -1) - math.log(x.shape[-1])

@@ -1,6 +1,9 @@
 """torch.optim over a stack: one optimizer for each stretch of runs that share its settings."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -8,6 +11,8 @@ from torch import Tensor, nn
 
 from src.config import RunConfig
 from src.policy.base import Policy
+
+LARGE = 2**20  # bytes of one run's weights from which an update that is not fused takes run after run, to stay in cache
 
 
 class StackOptimizer:
@@ -62,25 +67,59 @@ class StackOptimizer:
             if p.grad is not None:
                 p.grad.view(len(self._runs), -1).mul_(scale[:, None].to(p.grad.dtype))
 
+    def state(self) -> dict[str, Tensor]:
+        """What torch.optim remembers between updates, by name."""
+        return {f"{i}.{name}": value for i, stretch in enumerate(self._stretches) for name, value in stretch.state()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` of an optimizer for the same runs gave."""
+        for i, stretch in enumerate(self._stretches):
+            prefix = f"{i}."
+            stretch.load({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
 
 class _Stretch:
     """Runs start..stop-1 as torch.optim sees them."""
 
     def __init__(self, parameters: list[Tensor], start: int, stop: int, runs: int, config: RunConfig) -> None:
         self.start, self.stop, self._config, self._sources = start, stop, config, parameters
+        # torch's fused updates read and write each number once, where the others make a pass for each operation.
+        optimizer, given = config.optimizer, config.optimizer.params
+        fused = optimizer.needs("fused") and given.get("fused") is None and not given.get("foreach")
+        if fused:
+            optimizer = replace(optimizer, params={**given, "fused": True})
+        self._runs_a_leaf = stop - start if fused or parameters[0][0].nbytes < LARGE else 1
         # A slice of the stack is a second leaf over the same memory; autograd only ever sees the first.
-        self._whole = stop - start == runs
-        self._leaves = parameters if self._whole else [nn.Parameter(p.detach()[start:stop]) for p in parameters]
-        self._optimizer: torch.optim.Optimizer = config.optimizer.build(self._leaves)
+        self._whole = self._runs_a_leaf == runs
+        self._leaves = parameters if self._whole else [nn.Parameter(x) for p in parameters for x in self._slices(p)]
+        self._optimizer: torch.optim.Optimizer = optimizer.build(self._leaves)
+        self._factor = partial(config.scheduler.function, **config.scheduler.params)
+
+    def _slices(self, of_all_runs: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(of_all_runs.detach()[self.start : self.stop], self._runs_a_leaf)
 
     def schedule(self, step: int) -> float:
-        lr = float(self._config.lr * self._config.scheduler.build(step, self._config.steps))
+        lr = float(self._config.lr * self._factor(step, self._config.steps))
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         return lr
 
     def step(self) -> None:
         if not self._whole:
-            for leaf, source in zip(self._leaves, self._sources, strict=True):
-                leaf.grad = None if source.grad is None else source.grad[self.start : self.stop]
+            slices = (part for p in self._sources if p.grad is not None for part in self._slices(p.grad))
+            for leaf, grad in zip(self._leaves, slices, strict=True):
+                leaf.grad = grad
         self._optimizer.step()
+
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        for j, leaf in enumerate(self._leaves):
+            for name, value in self._optimizer.state[leaf].items():
+                if isinstance(value, Tensor):
+                    yield f"{j}.{name}", value
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        by_leaf: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for key, value in state.items():
+            j, _, name = key.partition(".")
+            by_leaf[int(j)][name] = value
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": dict(by_leaf)})

@@ -9,7 +9,6 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import Tensor
 
 REFRESH_SECONDS = 0.25
 PLAIN_SECONDS = 10.0
@@ -23,10 +22,11 @@ class SweepProgress:
         self._console = console or Console(highlight=False)
         self._live_display = self._console.is_terminal
         self._runs, self._runs_done = runs, 0
-        self._labels: Sequence[str] = ()
-        self._steps = 0
+        self._labels: Sequence[Sequence[str]] = ()
+        self._steps: Sequence[int] = ()
+        self._done: dict[int, int] = {}  # updates of each stack that has begun
+        self._margins: dict[int, Sequence[float]] = {}  # of the stacks that were heard of last
         self._started = self._drawn = time.monotonic()
-        self._run_steps_done = 0
         columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
         self._bar = Progress(*columns, console=self._console)
         self._task = self._bar.add_task("", total=run_steps, note="")
@@ -42,37 +42,40 @@ class SweepProgress:
     ) -> None:
         self._live.stop()
 
-    def stack_begins(self, labels: Sequence[str], steps: int) -> None:
+    def begin(self, labels: Sequence[Sequence[str]], steps: Sequence[int]) -> None:
+        """The stacks that are to be trained: the labels of each one's runs, and its updates."""
         self._labels, self._steps = labels, steps
+        self._done.clear()
+        self._margins.clear()
 
-    def step(self, step: int, margins: Tensor) -> None:
-        """After update `step` of the current stack, with its margins [R]."""
-        self._run_steps_done += len(self._labels)
+    def step(self, stack: int, step: int, first_margins: Sequence[float]) -> None:
+        """After update `step` of a stack, with the margins of its first runs, in nats."""
+        self._done[stack], self._margins[stack] = step + 1, first_margins
         now = time.monotonic()
         if now - self._drawn < (REFRESH_SECONDS if self._live_display else PLAIN_SECONDS):
             return
         self._drawn = now
+        going = [i for i in self._margins if self._done[i] < self._steps[i]]
+        run_steps = sum(updates * len(self._labels[i]) for i, updates in self._done.items())
+        rate = run_steps / max(1e-9, now - self._started)
+        note = f"{self._runs_done} of {self._runs} runs done, {rate:.3g} run-steps/s"
         if not self._live_display:
-            margin = ", ".join(f"{m:.3g}" for m in margins[:SHOWN_RUNS].tolist())
-            self._console.print(f"{self._note(step)}; margins {margin}", soft_wrap=True)
+            for i in going:
+                margins = ", ".join(f"{m:.3g}" for m in self._margins[i][: len(self._labels[i])][:SHOWN_RUNS])
+                at = f"stack of {len(self._labels[i])} at step {self._done[i]}/{self._steps[i]}"
+                self._console.print(f"{note}, {at}; margins {margins}", soft_wrap=True)
             return
-        table = Table("run", "margin h", box=None, pad_edge=False)
-        for label, margin in list(zip(self._labels, margins.tolist(), strict=True))[:SHOWN_RUNS]:
-            table.add_row(label, f"{margin:+.4g}")
-        if len(self._labels) > SHOWN_RUNS:
-            table.add_row(f"and {len(self._labels) - SHOWN_RUNS} more", "")
-        self._bar.update(self._task, completed=self._run_steps_done, note=self._note(step))
+        table = Table("run", "step", "margin h", box=None, pad_edge=False)
+        rows = [(label, i, m) for i in going for label, m in zip(self._labels[i], self._margins[i], strict=False)]
+        for label, i, margin in rows[:SHOWN_RUNS]:
+            table.add_row(label, str(self._done[i]), f"{margin:+.4g}")
+        if (more := sum(len(self._labels[i]) for i in going) - SHOWN_RUNS) > 0:
+            table.add_row(f"and {more} more", "", "")
+        self._bar.update(self._task, completed=run_steps, note=note)
         self._live.update(Group(table, self._bar), refresh=True)
 
-    def stack_ends(self, runs: int) -> None:
+    def ended(self, runs: int) -> None:
         self._runs_done += runs
 
     def say(self, line: str) -> None:
         self._console.print(line, soft_wrap=True, markup=False)
-
-    def _note(self, step: int) -> str:
-        rate = self._run_steps_done / max(1e-9, time.monotonic() - self._started)
-        return (
-            f"{self._runs_done} of {self._runs} runs done, "
-            f"stack of {len(self._labels)} at step {step + 1}/{self._steps}, {rate:.3g} run-steps/s"
-        )

@@ -1,7 +1,10 @@
 """The command line: `python -m src.run` trains one run, `python -m src.run -m` a sweep."""
 
 import os
+import re
 import sys
+from collections.abc import Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,22 +22,67 @@ def main(config: DictConfig) -> None:
     from src.launching.jobs import run_jobs  # imports torch, which --help should not wait for
 
     try:
-        run_jobs([(config, tuple(HydraConfig.get().overrides.task))])
+        launched = run_jobs([(config, tuple(HydraConfig.get().overrides.task))])
     except BadInput as error:  # here, because Hydra adds a line of its own to what leaves a job
         _refuse(str(error))
+    if launched.code:
+        sys.exit(launched.code)
 
 
 def cli() -> None:
     # Hydra prints several lines and exits with 1; with this set it raises, and one line with code 2 is ours to print.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    if {"-m", "--multirun"} & set(sys.argv):
+        _warm_up()
     try:
+        refuse_idle(sys.argv[1:])
         main()
     except KeyboardInterrupt:  # before training began; `launch` handles the rest
         sys.exit(130)
     except Exception as error:
-        if not isinstance(error, BadInput | HydraException | OmegaConfBaseException) and not _raised_by_hydra(error):
-            raise
-        _refuse(_in_our_words(error))
+        give_up(error)
+
+
+def give_up(error: Exception) -> NoReturn:
+    """One line and exit code 2 if it is what was typed that is wrong; otherwise raise it again."""
+    if not isinstance(error, BadInput | HydraException | OmegaConfBaseException) and not _raised_by_hydra(error):
+        raise error
+    _refuse(_in_our_words(error))
+
+
+# Of Hydra's own settings, those that mean something here. Hydra writes no files here and changes no folder.
+TAKE_EFFECT = (
+    "sweeper",
+    "launcher",
+    "help",
+    "mode",
+    "verbose",
+    "searchpath",
+    "callbacks",
+    "job_logging",
+    "hydra_logging",
+)
+
+
+def refuse_idle(arguments: Sequence[str]) -> None:
+    """Raises BadInput for a setting of Hydra that would do nothing, a misspelt one included."""
+    for override in arguments:
+        group, *path = re.split("[./@]", override.lstrip("+~").partition("=")[0])
+        if group == "hydra" and path and path[0] not in TAKE_EFFECT:
+            raise BadInput(
+                f"{override}: has no effect here; output=… and sweep=… say where results go, and of hydra.* there are "
+                + ", ".join(TAKE_EFFECT)
+            )
+
+
+def _warm_up() -> None:
+    """Start the process that workers are forked from: it imports torch while this one reads configurations.
+
+    Workers are not forked from this process, which has threads and may have a GPU open.
+    """
+    # torch.optim imports torch's compiler when it is first used; a worker imports this module too, and so Hydra.
+    forkserver.set_forkserver_preload(["src.launching.pool", "torch._dynamo", "hydra.main"])
+    forkserver.ensure_running()
 
 
 def _refuse(reason: str) -> NoReturn:

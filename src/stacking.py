@@ -7,43 +7,58 @@ from src.config import RunConfig
 from src.data.pairs import PairData
 
 
-def stack_key(run: RunConfig, pairs: PairData) -> tuple[object, ...]:
+def stack_key(run: RunConfig, pairs: PairData) -> dict[str, object]:
     """Runs with equal keys have the same tensor shapes and the same steps; all else may differ within a stack."""
-    model = {key: value for key, value in run.model.plain().items() if key != "seed"}
+    model = {f"model.{key}": value for key, value in run.model.plain().items() if key != "seed"}
     longest = int(pairs.row_lengths.max()), int(pairs.lengths.max())
-    shape = (len(pairs), len(set(pairs.prompts)), pairs.ranks, *longest, bool(pairs.scores))
-    device = run.compute.params["device"]
-    return (
-        repr(sorted(model.items())),
-        shape,
-        run.steps,
-        run.batch_size,
-        run.logps,
-        run.dtype,
-        run.reference,
-        run.objective,
-        device,
-    )
+    return {
+        **model,
+        "the shape of the data": (len(pairs), len(set(pairs.prompts)), pairs.ranks, *longest, bool(pairs.scores)),
+        "steps": run.steps,
+        "batch_size": run.batch_size,
+        "logps": run.logps,
+        "dtype": run.dtype,
+        "reference": run.reference,
+        "objective": run.objective,
+        "compute.device": run.compute.params["device"],
+    }
 
 
-def plan_stacks(runs: Sequence[RunConfig], data: Sequence[PairData]) -> list[list[int]]:
+def plan_stacks(runs: Sequence[RunConfig], data: Sequence[PairData], processes: int = 1) -> list[list[int]]:
     """Split runs into stacks, as positions in `runs`.
 
     Within a stack, runs with the same optimizer and schedule are neighbours, so that one torch.optim instance serves
     them. A stack is no larger than `compute.stack_size`, by default the model's own block; blocks are of even size,
-    since a last stack of one run costs nearly as much as a full one.
+    since a last stack of one run costs nearly as much as a full one, and as many as give each of `processes` its share.
     """
-    compatible: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    for i, (run, pairs) in enumerate(zip(runs, data, strict=True)):
-        compatible[stack_key(run, pairs)].append(i)
     stacks = []
-    for members in compatible.values():
+    for members in _compatible(runs, data).values():
         size = _stack_size(runs[members[0]])
         members.sort(key=lambda i: (repr(runs[i].optimizer.plain()), repr(runs[i].scheduler.plain()), i))
         blocks = -(-len(members) // size)
+        blocks = min(-(-blocks // processes) * processes, len(members))
         for b in range(blocks):
             stacks.append(members[b * len(members) // blocks : (b + 1) * len(members) // blocks])
     return stacks
+
+
+def say_groups(runs: Sequence[RunConfig], data: Sequence[PairData]) -> list[str]:
+    """Why these runs cannot all share a stack, in one line; nothing where they can."""
+    groups = _compatible(runs, data)
+    if len(groups) < 2:
+        return []
+    keys = [stack_key(runs[members[0]], data[members[0]]) for members in groups.values()]
+    names = [
+        name for name in dict.fromkeys(n for key in keys for n in key) if len({repr(k.get(name)) for k in keys}) > 1
+    ]
+    return [f"{len(groups)} groups of runs cannot share a stack: they differ in {', '.join(names)}"]
+
+
+def _compatible(runs: Sequence[RunConfig], data: Sequence[PairData]) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i, (run, pairs) in enumerate(zip(runs, data, strict=True)):
+        groups[repr(stack_key(run, pairs))].append(i)
+    return groups
 
 
 def _stack_size(run: RunConfig) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 FORMAT = 1
+HISTORY = "history.arrow"
 INTEGERS = {"step", "tokens", "pairs", "nonfinite"}
 State = Literal["planned", "running", "finished", "diverged", "failed", "interrupted"]
 ENDED: tuple[State, ...] = ("finished", "diverged")  # asked for again, these are left alone
@@ -42,26 +43,60 @@ class RunDirectory:
         self._status: dict[str, Any] = {"format": FORMAT, "state": "planned"}
 
     @property
+    def status(self) -> dict[str, Any]:
+        """status.json; empty where there is none that can be read."""
+        try:
+            status = json.loads((self.path / "status.json").read_text())
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return {}
+        return status if isinstance(status, dict) else {}
+
+    @property
     def state(self) -> State | None:
         """The state on disk; None where there is no readable status."""
-        try:
-            state: State = json.loads((self.path / "status.json").read_text())["state"]
-        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-            return None
-        return state
+        return self.status.get("state")
 
-    def create(self, config: Mapping[str, Any], command: Sequence[str]) -> None:
+    def create(self, config: Mapping[str, Any], command: Sequence[str], attempt: int = 1) -> None:
         """Start from nothing: what an unfinished attempt left is removed."""
-        if self.path.exists():
-            shutil.rmtree(self.path)
-        self.path.mkdir(parents=True)
+        self._close()
+        self.path.mkdir(parents=True, exist_ok=True)
+        for left in self.path.iterdir():
+            if left.is_dir():
+                shutil.rmtree(left)
+            elif left.name != "status.json":  # replaced last: the number of attempts is remembered there
+                left.unlink()
         write_json(self.path / "config.json", {"format": FORMAT, **config})
         write_json(self.path / "provenance.json", {**provenance(), "command": list(command)})
+        self._status["attempt"] = attempt
         self._write_status()
 
     def start(self, data: Mapping[str, Any], stack: int) -> None:
         write_json(self.path / "data.json", data)
         self.update(state="running", started=now(), stack=stack)
+
+    def resume(self, rows: int, stack: int) -> dict[str, np.ndarray] | None:
+        """Go on with a history of so many rows, and give them, in columns; later ones are cut off.
+
+        None, and nothing is changed, where the history on disk is shorter.
+        """
+        history = read_history(self.path) if rows else None
+        if rows and (history is None or len(history) < rows):
+            return None
+        self.adopt()
+        resumed = [*self._status.get("resumed", []), {"step": rows, "at": now()}]
+        self.update(state="running", stack=stack, attempt=self._status.get("attempt", 1) + 1, resumed=resumed)
+        if history is None:
+            return {}
+        kept = history.slice(0, rows).combine_chunks()
+        temporary = self.path / ".history"
+        self._open(temporary, kept.schema).write_table(kept)
+        self._file.flush()
+        temporary.rename(self.path / HISTORY)
+        return {name: kept[name].to_numpy() for name in kept.column_names}
+
+    def adopt(self) -> None:
+        """Take over the status another process left."""
+        self._status = self.status or self._status
 
     def update(self, **status: Any) -> None:
         self._status |= status
@@ -69,26 +104,50 @@ class RunDirectory:
 
     def append(self, columns: Mapping[str, np.ndarray]) -> None:
         """Append rows and flush; whatever happens next, a reader gets these."""
-        arrays = {
-            name: pa.array(values.astype(np.int64) if name in INTEGERS else values) for name, values in columns.items()
-        }
-        batch = pa.RecordBatch.from_pydict(arrays)
+        batch = pa.RecordBatch.from_arrays([_array(name, x) for name, x in columns.items()], list(columns))
         if self._writer is None:
-            self._file = (self.path / "history.arrow").open("wb")
-            self._writer = pa.ipc.new_stream(self._file, batch.schema)
+            self._writer = self._open(self.path / HISTORY, batch.schema)
         self._writer.write_batch(batch)
         self._file.flush()
 
     def end(self, state: State, **status: Any) -> None:
         """Close the history and write the last status. Status comes last: a run that says finished is complete."""
+        self._close()
+        self.update(state=state, ended=now(), **status)
+
+    def _open(self, path: Path, schema: pa.Schema) -> pa.ipc.RecordBatchStreamWriter:
+        self._file = path.open("wb")
+        self._writer = pa.ipc.new_stream(self._file, schema)
+        return self._writer
+
+    def _close(self) -> None:
         if self._writer is not None:
             self._writer.close()
             self._file.close()
             self._writer = None
-        self.update(state=state, ended=now(), **status)
 
     def _write_status(self) -> None:
         write_json(self.path / "status.json", self._status)
+
+
+def _array(name: str, values: np.ndarray) -> pa.Array:
+    """Over the same memory; `pa.array` would import pandas first, to see whether this is a Series."""
+    kind = np.int64 if name in INTEGERS else np.float64
+    return pa.Array.from_buffers(pa.from_numpy_dtype(kind), len(values), [None, pa.py_buffer(values.astype(kind))])
+
+
+def read_history(folder: Path) -> pa.Table | None:
+    """Every whole record batch of a run's history; None where there is none."""
+    batches = []
+    try:
+        with pa.ipc.open_stream(pa.memory_map(str(folder / HISTORY))) as stream:
+            try:
+                while True:
+                    batches.append(stream.read_next_batch())
+            except (StopIteration, pa.ArrowInvalid, OSError):  # its end, or where it was cut off
+                return pa.Table.from_batches(batches, stream.schema)
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return None
 
 
 @lru_cache(maxsize=1)

@@ -3,14 +3,18 @@
 Shapes: R runs, P pairs of the data, B pairs of a batch, N losses of a batch, T response tokens.
 """
 
+import math
 from collections.abc import Callable, MutableMapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from src.checkpoint import Checkpoints, Snapshot
 from src.config import RunConfig
 from src.data.pairs import PairData
 from src.data.sampling import batches
@@ -20,7 +24,7 @@ from src.logprobs import ReferenceLogps, pair_log_ratios
 from src.losses.base import facts_of
 from src.losses.penalty import StackPenalty
 from src.losses.stacked import StackLoss
-from src.metrics import batch_metrics, reward_metrics
+from src.metrics import step_metrics
 from src.optim import StackOptimizer
 from src.policy.base import Build, Policy, TokenLogps
 from src.recording import Emit, Recorder
@@ -28,7 +32,8 @@ from src.reference import reference_logps
 from src.store import State
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
-OnStep = Callable[[int, Tensor], None]
+OnStep = Callable[[int, Callable[[], Tensor]], None]
+Stop = Callable[[], bool]
 
 
 @dataclass
@@ -52,6 +57,8 @@ def train_stack(
     device: torch.device,
     on_step: OnStep | None = None,
     references: MutableMapping[Any, ReferenceLogps] | None = None,
+    checkpoints: Checkpoints | None = None,
+    stop: Stop | None = None,
 ) -> tuple[list[Outcome], Policy]:
     """Train R runs together; each is what it would be alone.
 
@@ -59,8 +66,10 @@ def train_stack(
         runs: configurations that `src.stacking` found compatible.
         data: each run's pairs.
         emit: receives every run's history in columns, as it grows.
-        on_step: called after each update with the step and the margins [R].
+        on_step: called after each update with the step, and with what gives the margins [R] when called.
         references: reference log-probs of stacks trained before, to share and to add to.
+        checkpoints: where to go on from, if there is something, and where to write now and then.
+        stop: asked after each update; when it says yes, a checkpoint is written and KeyboardInterrupt raised.
 
     Returns:
         Each run's outcome, and the policy after its last update.
@@ -79,18 +88,34 @@ def train_stack(
     tokens_RP = torch.tensor(np.stack([pairs.lengths.sum(axis=1) for pairs in data]), device=device)
     scores_RPK = torch.tensor([p.scores for p in data], device=device, dtype=loss_dtype) if data[0].scores else None
     order = [batches(len(p), r.batch_size, r.sampling, r.seed) for r, p in zip(runs, data, strict=True)]
-    recorder = Recorder(len(runs), emit)
     outcomes = [Outcome() for _ in runs]
     run_R1 = torch.arange(len(runs), device=device)[:, None]
     tokens_seen, pairs_seen = (torch.zeros(len(runs), device=device, dtype=torch.float64) for _ in range(2))
+    first = 0
+    if checkpoints is not None and (snapshot := checkpoints.load()) is not None:
+        first = snapshot.step
+        outcomes = _restore(snapshot, policy, optimizer, tokens_seen, pairs_seen)
+        order = [islice(indices, first, None) for indices in order]
+    measure = partial(step_metrics, beta_R=beta, objective=shared.objective, exact=policy.exact_metrics)
+    recorder = Recorder(len(runs), emit, first, measure)
+    for run, outcome in enumerate(outcomes):
+        if not outcome.going:
+            recorder.close_run(run, outcome.steps_done)
 
+    drawn_before: np.ndarray | None = None
     with recorder:  # flushes at the end, whatever ends it
-        for step in range(shared.steps):
-            index_RB = torch.from_numpy(np.stack([next(indices) for indices in order])).to(device)
+        for step in range(first, shared.steps):
+            drawn = np.stack([next(indices) for indices in order])
+            known_batch = drawn_before is not None and np.array_equal(drawn, drawn_before)
+            if not known_batch:  # one pair, or full batches: what is looked up by index is looked up once
+                drawn_before, index_RB = drawn, torch.from_numpy(drawn).to(device)
             logps = policy.token_logps(index_RB, vocabulary)
-            ref = _reference_of(reference, shared, index_RB, logps)
-            scores = None if scores_RPK is None else scores_RPK[run_R1, index_RB]
-            pairs, weights_RN = pair_log_ratios(logps, ref, row_lengths_RP.gather(1, index_RB), shared.logps, scores)
+            if not known_batch:
+                ref = _reference_of(reference, shared, index_RB, logps)
+                scores = None if scores_RPK is None else scores_RPK[run_R1, index_RB]
+                row_lengths_RB = row_lengths_RP.gather(1, index_RB)
+                tokens_R = tokens_RP.gather(1, index_RB).sum(-1)
+            pairs, weights_RN = pair_log_ratios(logps, ref, row_lengths_RB, shared.logps, scores)
             kl_penalty_R = penalty(pairs)
             loss_R = (weights_RN * loss_of(pairs)).sum(-1) + kl_penalty_R
             if step == 0 and reference is not None:
@@ -102,30 +127,28 @@ def train_stack(
             loss_R.sum().backward()  # type: ignore[no-untyped-call]
             optimizer.schedule(step)
             norms_R = optimizer.grad_norms()
-            tokens_seen += tokens_RP.gather(1, index_RB).sum(-1)
-            pairs_seen += index_RB.shape[1]
-            metrics = {
+            tokens_seen += tokens_R
+            pairs_seen += drawn.shape[1]
+            raw = {
                 "loss": loss_R.detach(),
                 "kl_penalty": kl_penalty_R.detach(),
-                **(
-                    reward_metrics(logps, beta)
-                    if shared.objective == "reward_model"
-                    else batch_metrics(logps, ref, beta)
-                ),
                 "grad_norm": norms_R,
-                "lr": optimizer.lrs.clone(),
-                "tokens": tokens_seen.clone(),
-                "pairs": pairs_seen.clone(),
-                **policy.exact_metrics(),
+                "lr": optimizer.lrs,
+                "tokens": tokens_seen,
+                "pairs": pairs_seen,
+                "token_logps": logps.values.detach(),
+                "mask": logps.mask.expand_as(logps.values),
+                **({} if ref is None else {"ref_token_logps": ref.values}),
+                **policy.watched(),
             }
-            recorder.add(metrics)
-            sound = torch.isfinite(loss_R.detach()) & torch.isfinite(norms_R)
-            for run in torch.nonzero(~sound).flatten().tolist():
-                # Its weights go on as NaN and are not read again: the others must not feel that it left.
-                if outcomes[run].going:
-                    what = "gradient" if torch.isfinite(loss_R[run]) else "loss"
-                    outcomes[run] = Outcome("diverged", step + 1, step, f"the {what} is not finite at step {step}")
-                    recorder.close_run(run, step + 1)
+            recorder.add(raw)
+            if not math.isfinite(float((raw["loss"] + norms_R).sum())):  # one number to wait for, not two of each run
+                for run in torch.nonzero(~(torch.isfinite(raw["loss"]) & torch.isfinite(norms_R))).flatten().tolist():
+                    # Its weights go on as NaN and are not read again: the others must not feel that it left.
+                    if outcomes[run].going:
+                        what = "gradient" if torch.isfinite(raw["loss"][run]) else "loss"
+                        outcomes[run] = Outcome("diverged", step + 1, step, f"the {what} is not finite at step {step}")
+                        recorder.close_run(run, step + 1)
             if not any(outcome.going for outcome in outcomes):
                 break
             optimizer.clip(norms_R)
@@ -133,12 +156,51 @@ def train_stack(
             if recorder.due:
                 recorder.flush()
             if on_step is not None:
-                on_step(step, metrics.get("margin", torch.full_like(norms_R, torch.nan)))
+                on_step(step, partial(_margins, logps, ref, shared))
+            stopping = stop is not None and stop()
+            if checkpoints is not None and (stopping or checkpoints.due(step + 1)):
+                recorder.flush()  # a checkpoint never stands on rows that are not on disk
+                checkpoints.save(_snapshot(step + 1, policy, optimizer, outcomes, tokens_seen, pairs_seen))
+            if stopping:
+                raise KeyboardInterrupt
 
     for run, outcome in enumerate(outcomes):
         if outcome.going:
             outcomes[run] = Outcome("finished", shared.steps)
     return outcomes, policy
+
+
+def _snapshot(
+    updates: int, policy: Policy, optimizer: StackOptimizer, outcomes: Sequence[Outcome], *seen: Tensor
+) -> Snapshot:
+    """What `_restore` needs. The data order is not in it: each run's seed gives it again."""
+    tensors = {f"policy.{i}": p for i, p in enumerate(policy.parameters())}
+    tensors |= {f"optimizer.{name}": value for name, value in optimizer.state().items()}
+    tensors |= {f"seen.{i}": value for i, value in enumerate(seen)}
+    tensors["rng"] = torch.get_rng_state()
+    rows = [updates if outcome.going else outcome.steps_done for outcome in outcomes]
+    return Snapshot(updates, tensors, {"rows": rows, "outcomes": [asdict(outcome) for outcome in outcomes]})
+
+
+def _restore(snapshot: Snapshot, policy: Policy, optimizer: StackOptimizer, *seen: Tensor) -> list[Outcome]:
+    """Set everything to the snapshot's values, in place; gives the outcomes so far."""
+    with torch.no_grad():
+        for i, p in enumerate(policy.parameters()):
+            p.copy_(snapshot.tensors[f"policy.{i}"])
+        for i, value in enumerate(seen):
+            value.copy_(snapshot.tensors[f"seen.{i}"])
+    prefix = "optimizer."
+    optimizer.load({k.removeprefix(prefix): v for k, v in snapshot.tensors.items() if k.startswith(prefix)})
+    torch.set_rng_state(snapshot.tensors["rng"])
+    return [Outcome(**outcome) for outcome in snapshot.facts["outcomes"]]
+
+
+def _margins(logps: TokenLogps, ref: TokenLogps | None, run: RunConfig) -> Tensor:
+    """Mean margin of the batch [R], in nats; NaN where there is none."""
+    if ref is None or run.objective == "reward_model":
+        return torch.full((len(logps.values),), torch.nan)
+    ratio = (logps.values.detach() - ref.values).sum(-1)
+    return (ratio[..., 0] - ratio[..., -1]).mean(-1)
 
 
 def check_ranks(runs: Sequence[RunConfig], data: Sequence[PairData]) -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from src.config import Destination, RunConfig, run_config
-from src.launching.local import launch
+from src.config import Destination, Launcher, RunConfig, run_config
+from src.launching.launch import launch
 from src.launching.plan import Cell
 
 REPO = Path(__file__).parent.parent
@@ -22,6 +22,8 @@ CONF = REPO / "conf"
 
 # The fastest run there is: one softmax, one pair, no W&B.
 TOY = ("model=tabular", "data=synthetic", "data.p_star=1.0", "data.comparisons=1", "tracking=none", "steps=5")
+
+HERE = Launcher(processes=1)  # in this process, where a test can reach in
 
 Compose = Callable[..., DictConfig]
 Convert = Callable[..., RunConfig]
@@ -57,9 +59,10 @@ def convert(compose: Compose) -> Convert:
 def sweep(convert: Convert, tmp_path: Path) -> Callable[..., int]:
     """Train in this process what the cells (strings of overrides) ask for, in `tmp_path`/s; gives the exit code."""
 
-    def launched(*cells: str, output: Path = tmp_path) -> int:
+    def launched(*cells: str, output: Path = tmp_path, launcher: Launcher = HERE) -> int:
         made = [Cell(convert(*cell.split()), tuple(cell.split())) for cell in cells]
-        return launch(made, Destination(output=str(output), sweep="s"), ["test"])
+        destination = Destination(output=str(output), sweep="s", launcher=launcher)
+        return launch(made, destination, ["test"]).code
 
     return launched
 

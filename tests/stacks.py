@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 
 from src.config import RunConfig, run_config
 from src.data.pairs import PairData
-from src.launching.local import load_data
+from src.launching.loading import load_data
 from src.train import Outcome, train_stack
 
 CONF = str(Path(__file__).parent.parent / "conf")

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from src.errors import BadInput
-from src.launching import local
+from src.launching import work
 from tests.conftest import CONF, TOY
 
 ENDLESS = (*TOY[:-1], "steps=100000000")
@@ -87,7 +87,7 @@ def test_the_shell_completes_groups_choices_and_parameters(environment, tmp_path
 # ---- a sweep, and the same sweep again
 
 
-SWEEP = ("-m", "loss=dpo,ipo", "lr=0.1,1e30,0.1", "sweep=s", *TOY)
+SWEEP = ("-m", "loss=dpo,ipo", "lr=0.1,1e30,0.1", "sweep=s", "launcher.processes=2", *TOY)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def swept(cli, tmp_path_factory) -> dict:
 def test_a_sweep_leaves_one_directory_for_each_run_and_nothing_else(swept):
     runs = manifest(swept["folder"])
     assert [run["label"] for run in runs] == ["dpo_lr0.1", "dpo_lr1e+30", "ipo_lr0.1", "ipo_lr1e+30"]
-    assert {path.name for path in swept["folder"].iterdir()} == {"sweep.json", *(run["dir"] for run in runs)}
+    assert {path.name for path in swept["folder"].iterdir()} == {"sweep.json", ".locks", *(run["dir"] for run in runs)}
     assert [path.name for path in swept["cwd"].iterdir()] == ["outputs"]
     for run in runs:
         files = {path.name for path in (swept["folder"] / run["dir"]).iterdir()}
@@ -119,9 +119,9 @@ def test_an_id_is_the_same_in_every_process(swept, convert):
 
 
 def test_cells_that_ask_for_the_same_run_are_trained_once_and_this_is_said(swept):
-    assert "4 runs in 1 stacks" in swept["first"].stdout
+    assert "4 runs in 2 stacks" in swept["first"].stdout  # one for each of two processes
     assert "2 cells ask for a run another cell already asks for" in swept["first"].stdout
-    assert all(status["stack"] == 4 for status in status_of(swept["folder"]).values())
+    assert all(status["stack"] == 2 for status in status_of(swept["folder"]).values())
 
 
 def test_a_diverged_run_is_a_result_and_no_failure(swept):
@@ -191,14 +191,14 @@ def test_a_named_sweep_grows_and_keeps_the_runs_it_had(sweep, tmp_path):
 
 def fail_for(monkeypatch, broken: str) -> None:
     """Let the stack with loss `broken` raise when it trains."""
-    train = local.train_stack
+    train = work.train_stack
 
     def sabotaged(runs, *args, **kwargs):
         if any(run.loss.name == broken for run in runs):
             raise RuntimeError("the disk\nis on fire")
         return train(runs, *args, **kwargs)
 
-    monkeypatch.setattr(local, "train_stack", sabotaged)
+    monkeypatch.setattr(work, "train_stack", sabotaged)
 
 
 def test_a_stack_that_fails_does_not_stop_the_sweep_and_the_exit_code_is_1(sweep, tmp_path, monkeypatch, capsys):

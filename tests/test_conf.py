@@ -25,7 +25,8 @@ NEEDS = {
 }
 # Text and real models are trained in tests/data and tests/policy; the others need what a test machine may not have.
 NOT_TRAINED_HERE = {
-    "data=hh_rlhf", "data=jsonl", "model=pretrained", "model=smollm2", "tracking=wandb_online", "compute=cuda",
+    "data=hh_rlhf", "data=jsonl", "data=helpsteer2", "data=ultrafeedback", "data=ultrafeedback_zh", "data=mix",
+    "model=pretrained", "model=smollm2", "tracking=wandb_online", "compute=cuda",
 }  # fmt: skip
 TRAINED = [choice for choice in IDS if choice not in NOT_TRAINED_HERE]
 

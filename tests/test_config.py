@@ -80,7 +80,7 @@ def test_a_bad_value_is_refused_in_one_line_with_key_value_and_what_is_allowed(c
 AT_THE_COMMAND_LINE = {
     "bta=0.1": ["bta=0.1", "no such key", "beta", "optimizer"],
     "loss.bta=0.1": ["loss.bta=0.1", "no such key", "loss.beta"],
-    "hydra.run.dirr=x": ["hydra.run.dirr=x", "no such key", "hydra.run.dir"],
+    "hydra.run.dirr=x": ["hydra.run.dirr=x", "has no effect here", "output=…", "sweeper"],
     "loss=foo": ["loss=foo", "dpo", "ipo"],
     "loss=null": ["Config group override must be a string"],
     "-m loss=dpo,foo": ["loss=foo", "dpo", "ipo"],

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from src.metrics import batch_metrics
+from src.metrics import batch_metrics, reward_metrics, step_metrics
 from src.policy.base import TokenLogps
 from tests.test_losses import random_batch
 from tests.trl_oracle import trl_loss
@@ -77,3 +77,27 @@ def test_margin_is_raw_and_the_reward_margin_is_scaled():
     assert m["rewards/accuracies"] == 0.5
     sigma = [1 / (1 + math.exp(-0.5 * h)) for h in (3.0, -1.0)]
     assert m["implied_preference"] == pytest.approx(sum(sigma) / 2)
+
+
+@pytest.mark.parametrize("objective", ["preference", "reward_model"])
+def test_metrics_of_several_steps_at_once_are_those_of_each_step(objective):
+    generator = torch.Generator().manual_seed(0)
+    steps, runs, batch, tokens = 5, 3, 4, 1 if objective == "reward_model" else 6
+    beta = torch.tensor([0.1, 0.5, 2.0])
+    lengths = torch.randint(1, tokens + 1, (steps, runs, batch, 2, 1), generator=generator)
+    mask = torch.arange(tokens) < lengths
+    policy, ref = (-3 * torch.rand(mask.shape, generator=generator) * mask for _ in range(2))
+    numbers = {name: torch.randn(steps, runs, generator=generator)
+               for name in ("loss", "kl_penalty", "grad_norm", "lr", "tokens", "pairs", "own")}  # fmt: skip
+    block = {**numbers, "token_logps": policy, "mask": mask, "ref_token_logps": ref}
+    found = step_metrics(block, beta, objective, lambda block: {"exact/own": block["own"]})
+    assert list(found)[:2] == ["loss", "kl_penalty"] and list(found)[-1] == "exact/own"
+    for step in range(steps):
+        logps = TokenLogps(policy[step], mask[step])
+        one = (reward_metrics(logps, beta) if objective == "reward_model"
+               else batch_metrics(logps, TokenLogps(ref[step], mask[step]), beta))  # fmt: skip
+        assert found.keys() == one.keys() | {name for name in numbers if name != "own"} | {"exact/own"}
+        for name, values in one.items():
+            torch.testing.assert_close(found[name][step], values, rtol=1e-14, atol=0)
+    del block["ref_token_logps"]
+    assert "margin" not in step_metrics(block, beta, objective, lambda block: {})

@@ -3,9 +3,10 @@
 from collections import defaultdict
 
 import numpy as np
+import pytest
 import torch
 
-from src.recording import Recorder
+from src.recording import FLUSH_ROWS, Recorder
 
 
 def rows(steps: int, runs: int) -> list[dict[str, torch.Tensor]]:
@@ -84,3 +85,61 @@ def test_a_row_is_what_the_tensors_were_when_it_was_added():
         recorder.add({"tokens": seen})
     recorder.flush()
     assert emitted[0]["tokens"].tolist() == [1, 2, 3]
+
+
+# ---- metrics are made of raw values, a block of steps at once
+
+
+def raw_rows(steps: int, runs: int, width=lambda step: 3) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [{"logps": torch.randn(runs, 2, width(i), generator=generator), "lr": torch.full((runs,), i / 7)}
+            for i in range(steps)]  # fmt: skip
+
+
+def measured(block):
+    assert len({len(x) for x in block.values()}) == 1
+    return {"p": block["logps"].double().exp().sum((-2, -1)).log(), "lr": block["lr"]}
+
+
+def emitted(given, flush_after=(), first_step=0):
+    parts: dict[int, list[dict[str, np.ndarray]]] = defaultdict(list)
+    recorder = Recorder(2, lambda run, columns: parts[run].append(columns), first_step, measured)
+    for i, row in enumerate(given):
+        recorder.add(row)
+        if i in flush_after:
+            recorder.flush()
+    recorder.flush()
+    return {run: {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
+            for run, columns in parts.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [lambda step: 3, lambda step: 1 + step % 4, lambda step: 2 + (step > 40)])
+def test_metrics_of_a_block_are_those_of_each_step(width):
+    given = raw_rows(90, 2, width)
+    for run, columns in emitted(given, flush_after={10, 11, 60}).items():
+        assert columns["step"].tolist() == list(range(90))
+        for i, row in enumerate(given):
+            assert columns["p"][i] == pytest.approx(float(row["logps"][run].double().exp().sum().log()), rel=1e-14)
+            assert columns["lr"][i] == float(row["lr"][run])
+
+
+@pytest.mark.parametrize("bytes_of_a_block", [1, 200, 1000, 2**24])
+def test_no_bit_depends_on_when_it_is_flushed_or_on_being_resumed(monkeypatch, bytes_of_a_block):
+    monkeypatch.setattr("src.recording.BLOCK_BYTES", bytes_of_a_block)
+    given = raw_rows(500, 2)
+    once = emitted(given)
+    often = emitted(given, flush_after={0, 3, 4, 77, 199, 200, 201, 333})
+    resumed = emitted(given[123:], first_step=123)
+    for run in once:
+        for name, values in once[run].items():
+            assert np.array_equal(often[run][name], values), name
+            assert np.array_equal(resumed[run][name], values[123:]), name
+
+
+def test_a_flush_is_due_after_so_many_rows():
+    recorder = Recorder(2, lambda run, columns: None, measure=measured)
+    due = []
+    for row in raw_rows(FLUSH_ROWS + 1, 2):
+        recorder.add(row)
+        due.append(recorder.due)
+    assert due[FLUSH_ROWS - 1] and due[FLUSH_ROWS]

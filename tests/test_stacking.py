@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from src.data.pairs import PairData, keep_usable
-from src.launching.local import load_data
+from src.launching.loading import load_data
 from src.stacking import plan_stacks
 from tests.conftest import TOY
 from tests.stacks import SMALL_LLAMA, configs

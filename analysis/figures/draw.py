@@ -18,8 +18,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from analysis.figures import looks, style
 from analysis.figures.sheet import MANY, Sheet
-from analysis.load import REWARD_MODEL, census, with_columns
 from analysis.statistics import Curve, curves, over_seeds, set_apart
+from analysis.sweep import REWARD_MODEL, census, with_columns
 
 Looks = Mapping[tuple[str, float], looks.Look]
 Frames = Mapping[Curve, pd.DataFrame]
@@ -70,7 +70,11 @@ class Material:
     def frames(self, column: str) -> Frames:
         """For every part of a curve: step, mean, low, high."""
         drawn = [part for steady, blown in self.parts.values() for part in (steady, *blown) if part]
-        return {part: over_seeds(self.history, part, column) for part in drawn}
+        rows = self.history.groupby("run", sort=False).indices  # looked up once: there may be thousands of runs
+        return {
+            part: over_seeds(self.history.take(np.concatenate([rows[run] for run in part.ids])), part, column)
+            for part in drawn
+        }
 
     def wanted(self, panels: Iterable[Sequence[Curve]], frames: Frames, beside: Beside = NONE) -> list[list[Any]]:
         """The values each panel is to show: those of runs that did not diverge, and what is drawn `beside` them.
@@ -232,14 +236,14 @@ def _line(ax: Axes, frame: pd.DataFrame, **kwargs: Any) -> None:
     sns.lineplot(x=x, y=y, units=stretch, estimator=None, errorbar=None, legend=False, ax=ax, **kwargs)
 
 
-def note_on_runs(drawn: Material, quantity: str) -> str:
+def note_on_runs(drawn: Material, quantity: str, kind: str = "t") -> str:
     """How many runs the figure shows, and what a line stands for: one run, or a mean over seeds and its interval."""
     counts = sorted({len(steady.ids) for steady, _ in drawn.parts.values() if steady is not None}) or [1]
     if counts[-1] == 1:
         note = "One seed per curve."
     else:
         n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        note = f"Line: mean of {quantity} over {n} seeds; band: its 95\N{NO-BREAK SPACE}% t interval."
+        note = f"Line: mean of {quantity} over {n} seeds; band: its 95\N{NO-BREAK SPACE}% {kind} interval."
     if any(steady and blown for steady, blown in drawn.parts.values()):
         note += " Diverged runs are drawn singly, thin, and are not in the mean."
     return f"{census(drawn.runs)}{drawn.lacking}. {note}"

@@ -14,8 +14,8 @@ from analysis import theory
 from analysis.figures import draw as d
 from analysis.figures import style
 from analysis.figures.sheet import Panel, sheet
-from analysis.load import as_dicts
 from analysis.statistics import Curve
+from analysis.sweep import as_dicts
 
 COLUMN = "margin"
 THEORY: dict[str, Any] = {"color": "black", "linewidth": 0.8, "linestyle": (0, (4, 2.5))}
@@ -27,7 +27,8 @@ def draw(runs: pd.DataFrame, history: pd.DataFrame) -> Figure:
     """`Sweep.runs` and `Sweep.history` -> the figure. Margins in nats, never scaled by beta."""
     drawn = d.material(runs, history, "margin", COLUMN)
     panels = drawn.panels(loss_each=True)
-    lines = {curve: theory_over_seeds(runs, history, drawn.parts[curve][0] or curve)[0] for curve in drawn.found}
+    starts = first_rows(history)
+    lines = {curve: theory_over_seeds(runs, starts, drawn.parts[curve][0] or curve)[0] for curve in drawn.found}
     targets = {curve: theory.target_line(as_dicts(runs.loc[[curve.ids[0]]])[0]) for curve in drawn.found}
     goals = {curve: [0.0, target] for curve, target in targets.items() if math.isfinite(target)}  # from start to goal
     beside = {c: [*([] if lines[c] is None else [lines[c]]), *([goals[c]] if c in goals else [])] for c in drawn.found}
@@ -54,12 +55,19 @@ def draw(runs: pd.DataFrame, history: pd.DataFrame) -> Figure:
     return on.figure
 
 
-def theory_over_seeds(runs: pd.DataFrame, history: pd.DataFrame, curve: Curve) -> tuple[theory.Array | None, str]:
-    """The mean of the closed-form lines of a curve's runs, over its longest run; or None and the reason."""
-    rows = history[history["run"].isin(curve.ids)]
-    starts = rows[rows["step"] == 0].set_index("run").loc[list(curve.ids)]
-    t = np.arange(int(rows["step"].max()) + 1)
-    pairs = zip(as_dicts(runs.loc[list(curve.ids)]), as_dicts(starts), strict=True)
+def first_rows(history: pd.DataFrame) -> pd.DataFrame:
+    """Row 0 of every run, by id."""
+    return history[history["step"] == 0].set_index("run")
+
+
+def theory_over_seeds(runs: pd.DataFrame, starts: pd.DataFrame, curve: Curve) -> tuple[theory.Array | None, str]:
+    """The mean of the closed-form lines of a curve's runs, over its longest run; or None and the reason.
+
+    starts: `first_rows` of the history.
+    """
+    own = runs.loc[list(curve.ids)]
+    t = np.arange(int(own["rows"].max()))
+    pairs = zip(as_dicts(own), as_dicts(starts.loc[list(curve.ids)]), strict=True)
     lines = [theory.margin_line(run, start, t) for run, start in pairs]
     reasons = dict.fromkeys(line.why_not for line in lines if line.why_not)
     if reasons:

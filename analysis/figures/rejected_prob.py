@@ -1,5 +1,8 @@
 """pi(rejected) against step. DPO's falls without end, IPO's stops.
 
+Where a batch is not all of the data, pi(rejected) of a batch mostly shows which responses were drawn; then the ratio to
+the reference, exp(b), takes its place: it starts at 1 for every response.
+
 The history holds natural logarithms, down to -2000 nats and below, where exp is 0. The axis is therefore linear in
 log10 pi, with ticks written as probabilities; nothing is exponentiated.
 """
@@ -14,25 +17,36 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from analysis.figures import draw as d
 from analysis.figures.sheet import Panel, sheet
+from analysis.sweep import with_columns
 
-COLUMN = "log_pi/rejected"
+COLUMN, RATIO = "log_pi/rejected", "log_ratios/rejected"
+LABELS = {COLUMN: "π(rejected)", RATIO: "π(rejected) / π_ref(rejected)"}
 
 
 def draw(runs: pd.DataFrame, history: pd.DataFrame) -> Figure:
     """`Sweep.runs` and `Sweep.history` -> the figure. The mean over seeds is that of log pi: a geometric mean of pi."""
-    drawn = d.material(runs, history, "π(rejected)", COLUMN)
+    column = RATIO if _batches_differ(runs) and len(with_columns(runs, RATIO)) else COLUMN
+    drawn = d.material(runs, history, LABELS[column], column)
     loss_each = drawn.many_losses()
     panels = drawn.panels(loss_each)
-    frames = {part: _log10(frame) for part, frame in drawn.frames(COLUMN).items()}
+    frames = {part: _log10(frame) for part, frame in drawn.frames(column).items()}
     entries, betas = d.legend(drawn, panels, loss_each)
     legends = [entries, [d.diverged_key()] if drawn.diverged else []]
-    note = d.note_on_runs(drawn, "log π") + betas
-    with sheet([*panels], "step (optimiser updates)", [Panel("π(rejected)", 52.0)], legends, note) as on:
+    note = d.note_on_runs(drawn, "log π" if column == COLUMN else "the log-ratio b") + betas
+    if column == RATIO:
+        note += " Batches differ between updates: π itself would show which responses were drawn."
+    with sheet([*panels], "step (optimiser updates)", [Panel(LABELS[column], 52.0)], legends, note) as on:
         d.share_y(on, on.axes, [*panels], drawn.wanted(panels.values(), frames))
         for ax, members in zip(on.axes, panels.values(), strict=True):
             _probability_ticks(ax)
             drawn.draw(ax, members, frames)
     return on.figure
+
+
+def _batches_differ(runs: pd.DataFrame) -> bool:
+    """Is there a run whose batches are not all of its data?"""
+    size = pd.to_numeric(runs["batch_size"], errors="coerce")  # "full" is none
+    return bool((pd.to_numeric(runs["pairs"]) > size).any())
 
 
 def _log10(frame: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from analysis.figures import draw as d
 from analysis.figures import style
 from analysis.figures.sheet import Panel, sheet
-from analysis.load import PREFERENCE, REWARD_MODEL
+from analysis.sweep import PREFERENCE, REWARD_MODEL
 
 MARGIN, ACCURACY = "rewards/margins", "rewards/accuracies"
 WHAT = {PREFERENCE: "β times the log-ratio", REWARD_MODEL: "β times the model's output"}
@@ -29,7 +29,7 @@ def draw(runs: pd.DataFrame, history: pd.DataFrame) -> Figure:
     keys = [_key(kind) for kind in kinds] if REWARD_MODEL in kinds else []
     legends = [entries, keys + ([d.diverged_key()] if drawn.diverged else [])]
     rewards = ", or ".join(WHAT[kind] for kind in kinds)
-    note = f"{d.note_on_runs(drawn, 'margin or accuracy')}{betas} Reward: {rewards}."
+    note = f"{d.note_on_runs(drawn, 'margin or accuracy', 't (accuracy: bootstrap)')}{betas} Reward: {rewards}."
     x_label = "step (optimiser updates; log scale from 1)"
     two = [Panel("reward margin (logit)", 42.0), Panel("accuracy", 20.0)]
     with sheet([*panels], x_label, two, legends, note) as on:

@@ -86,9 +86,14 @@ def _reach(values: Sequence[npt.ArrayLike]) -> tuple[float, float] | None:
     return (float(finite.min()), float(finite.max())) if finite.size else None
 
 
+def files(stem: Path) -> list[Path]:
+    """`stem`.pdf and `stem`.png."""
+    return [stem.with_name(f"{stem.name}.pdf"), stem.with_name(f"{stem.name}.png")]
+
+
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write `stem`.pdf and `stem`.png. The same figure gives the same bytes: no date goes into the files."""
-    paths = [stem.with_name(f"{stem.name}.pdf"), stem.with_name(f"{stem.name}.png")]
+    paths = files(stem)
     with mpl.rc_context(RC):
         figure.savefig(paths[0], metadata={"CreationDate": None, "Creator": "margincall"})
         figure.savefig(paths[1], metadata={"Software": "margincall"})

@@ -6,8 +6,9 @@ K responses ranked best first (a preference pair is K = 2: chosen, rejected), T 
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,10 @@ class PairData:
     Token ids are what the policy sees: special tokens, templates and truncation already applied. `scores` are rewards
     of the responses from elsewhere, P x K, or empty. `candidates` lists the responses that exist, for policies that
     treat a whole response as one action; by default those that occur, in order of first appearance. `dropped` and `cut`
-    count rows by reason.
+    count rows by reason, and `noted` the kept rows that something is to be said about.
+
+    Of text, `keys` holds what `prompt_key` gives each prompt as it was before truncation, and `held_out` the pairs
+    whose prompts were set aside: not for training, and None where none were asked for.
     """
 
     prompts: tuple[Ids, ...]
@@ -32,6 +36,9 @@ class PairData:
     candidates: tuple[Ids, ...] = ()
     dropped: Counter[str] = field(default_factory=Counter)
     cut: Counter[str] = field(default_factory=Counter)
+    noted: Counter[str] = field(default_factory=Counter)
+    keys: tuple[str, ...] = ()
+    held_out: "PairData | None" = None
 
     def __post_init__(self) -> None:
         if not self.candidates:
@@ -76,7 +83,7 @@ class PairData:
 
     def report(self) -> dict[str, object]:
         """The run directory's data.json."""
-        return {
+        made: dict[str, object] = {
             "fingerprint": self.fingerprint,
             "pairs": len(self),
             "prompts": len(set(self.prompts)),
@@ -84,6 +91,33 @@ class PairData:
             "dropped": dict(self.dropped),
             "cut": dict(self.cut),
         }
+        if self.noted:
+            made["noted"] = dict(self.noted)
+        if self.held_out is not None:
+            made["held_out"] = self.held_out.report()
+        return made
+
+    def take(self, rows: Sequence[int]) -> "PairData":
+        """These rows, in this order. What was dropped stays with the whole, and so does `held_out`."""
+
+        def of(values: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(values[i] for i in rows) if values else ()
+
+        return PairData(of(self.prompts), of(self.responses), of(self.scores), keys=of(self.keys))
+
+
+def prompt_key(text: str) -> str:
+    """16 hexadecimal digits for a prompt, the same however its words are spaced."""
+    return hashlib.sha256(" ".join(text.split()).encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def is_held_out(key: str, share: float) -> bool:
+    """Is a prompt, or a conversation, of this key in the `share` of all that is not for training?
+
+    That depends on its words alone: neither on its data set, nor on tokenizer, order or limit. What a share sets
+    aside, a larger share does too.
+    """
+    return int(key, 16) < share * 16.0 ** len(key)
 
 
 def keep_usable(
@@ -117,7 +151,12 @@ def keep_usable(
             kept.append((prompt, *ranked))
             kept_scores += [scores[i]] if scores else []
     if not kept:
-        reasons = ", ".join(f"{n} x {reason}" for reason, n in counts.items()) or "it has no rows"
-        raise BadInput(f"{source}: no usable pair ({reasons})")
+        raise nothing_usable(source, counts)
     prompts, responses = tuple(row[0] for row in kept), tuple(row[1:] for row in kept)
     return PairData(prompts, responses, tuple(kept_scores), candidates, counts, Counter(cut or ()))
+
+
+def nothing_usable(source: str, dropped: Counter[str]) -> BadInput:
+    """The error to raise where every row was dropped."""
+    reasons = ", ".join(f"{n} x {reason}" for reason, n in dropped.items()) or "it has no rows"
+    return BadInput(f"{source}: no usable pair ({reasons})")

@@ -6,6 +6,9 @@ from typing import Any
 from src.data.pairs import Ids
 from src.errors import BadInput
 
+ANCHOR = "\n"  # in SentencePiece vocabularies a token of its own that merges with nothing
+SPACE = "▁"  # how SentencePiece writes it
+
 
 class Drop(Exception):
     """This row is of no use; the message is the reason it is counted under."""
@@ -13,34 +16,45 @@ class Drop(Exception):
 
 @dataclass(frozen=True)
 class Texts:
-    """One preference as text. `rendered`: by a chat template, which has then put in the special tokens itself."""
+    """One prompt and its K responses, best first.
+
+    key: what `prompt_key` gives the prompt as the data has it.
+    opening: the same of the first turn of a conversation, by which training and held-out prompts are told apart: the
+        next turn of a conversation holds the answer to the one before. None: `key`.
+    scores: one a response, or none.
+    notes: what to count the row under if it is kept.
+    rendered: by a chat template, which has then put in the special tokens itself.
+    """
 
     prompt: str
-    chosen: str
-    rejected: str
+    responses: tuple[str, ...]
+    key: str
+    opening: str | None = None
+    scores: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
     rendered: bool = False
 
 
 @dataclass(frozen=True)
 class Encoded:
     prompt: Ids
-    chosen: Ids
-    rejected: Ids
+    responses: tuple[Ids, ...]
     prompt_cut: bool
 
 
 class PairEncoder:
     """Tokenises prompt and response apart and leaves them apart.
 
-    A response's ids therefore do not depend on how text merges across the boundary, chosen and rejected share exactly
-    the same prompt ids, and no special token stands between prompt and response.
+    A response's ids therefore do not depend on how text merges across the boundary, all responses share exactly the
+    same prompt ids, and no special token stands between prompt and response. Nor does a space: SentencePiece tokenizers
+    write one before whatever text they are given, which belongs before a prompt only.
 
     - BOS: before a text prompt if the tokenizer puts it there by itself, and it is not there yet. Of a BOS in chats
       the template decides.
     - EOS: after every response that does not end with it. A template's line break after its EOS is no part of the
       response, since a policy that has said EOS says nothing more.
     - Length: the prompt loses tokens on its left, but never a BOS the tokenizer puts there by itself, until prompt and
-      longer response fit in `max_length` tokens together. A response is never shortened.
+      longest response fit in `max_length` tokens together. A response is never shortened.
     """
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
@@ -51,19 +65,24 @@ class PairEncoder:
         self.max_length = max_length
         self.bos = tokenizer.bos_token_id
         self.adds_bos = tokenizer("a").input_ids[:1] == [self.bos] and self._ids("a")[:1] != (self.bos,)
+        self.anchor = self._find_anchor()
 
     def encode(self, texts: Texts) -> Encoded:
-        """Raises Drop where a response alone leaves no room for a prompt token, the prompt has no token, or the text
-        is not valid Unicode.
+        """Raises Drop where a response has no token of its own or alone leaves no room for a prompt token, the prompt
+        has no token, or the text is not valid Unicode.
         """
+        if not all(text.strip() for text in texts.responses):
+            raise Drop("empty response")
         prompt = self._prompt(texts)
-        chosen, rejected = (self._response(text, texts.rendered) for text in (texts.chosen, texts.rejected))
-        room = self.max_length - max(len(chosen), len(rejected))
+        responses = tuple(self._response(text, texts.rendered) for text in texts.responses)
+        if any(len(ids) == 1 for ids in responses):  # EOS: a vocabulary can lack all that a text consists of
+            raise Drop("empty response")
+        room = self.max_length - max(len(ids) for ids in responses)
         if room < 1:
             raise Drop("response longer than max_length")
         if not prompt:
             raise Drop("empty prompt")
-        return Encoded(self._cut(prompt, room), chosen, rejected, prompt_cut=len(prompt) > room)
+        return Encoded(self._cut(prompt, room), responses, prompt_cut=len(prompt) > room)
 
     def _prompt(self, texts: Texts) -> Ids:
         ids = self._ids(texts.prompt)
@@ -74,9 +93,18 @@ class PairEncoder:
     def _response(self, text: str, rendered: bool) -> Ids:
         if rendered and text.rstrip().endswith(self.tokenizer.eos_token):
             text = text.rstrip()
-        ids = self._ids(text)
+        ids = self._ids(ANCHOR + text)[len(self.anchor) :] if self.anchor else self._ids(text)
         eos = self.tokenizer.eos_token_id
         return ids if ids[-1:] == (eos,) else (*ids, eos)
+
+    def _find_anchor(self) -> Ids:
+        """The tokens of ANCHOR if the tokenizer writes a space before a text: behind them it does not."""
+        first = self._ids("a")[:1]
+        if not first or not self.tokenizer.convert_ids_to_tokens(first[0]).startswith(SPACE):
+            return ()
+        anchor = self._ids(ANCHOR)
+        apart = all(self._ids(ANCHOR + text)[: len(anchor)] == anchor for text in ("a", " a", ANCHOR))
+        return anchor if apart else ()
 
     def _cut(self, prompt: Ids, room: int) -> Ids:
         if len(prompt) <= room:

@@ -3,15 +3,14 @@
 import sys
 from collections.abc import Sequence
 
-from omegaconf import DictConfig
-
 from src.config import run_config
 from src.errors import BadInput
-from src.launching.local import launch
+from src.launching.compose import Job
+from src.launching.launch import Launched, launch
 from src.launching.plan import Cell
 
 
-def run_jobs(jobs: Sequence[tuple[DictConfig, tuple[str, ...]]]) -> None:
+def run_jobs(jobs: Sequence[Job]) -> Launched:
     """Check every configuration, then train.
 
     Args:
@@ -19,13 +18,9 @@ def run_jobs(jobs: Sequence[tuple[DictConfig, tuple[str, ...]]]) -> None:
 
     Raises:
         BadInput: before anything is created.
-        SystemExit: with the sweep's exit code, where that is not 0.
     """
     converted = [(run_config(config), overrides) for config, overrides in jobs]
-    destinations = {destination for (_, destination), _ in converted}
-    if len(destinations) > 1:
-        raise BadInput("output and sweep name the whole sweep: give one value of each")
-    cells = [Cell(config, overrides) for (config, _), overrides in converted]
-    code = launch(cells, destinations.pop(), sys.argv[1:])
-    if code:
-        sys.exit(code)
+    (_, destination), _ = converted[0]
+    if any(other != destination for (_, other), _ in converted):
+        raise BadInput("output, sweep and launcher.* are the whole sweep's: give one value of each")
+    return launch([Cell(config, overrides) for (config, _), overrides in converted], destination, sys.argv[1:])

@@ -1,6 +1,6 @@
 """What the training loop asks of a policy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
@@ -47,8 +47,15 @@ class Policy(Protocol):
         """
         ...
 
-    def exact_metrics(self) -> dict[str, Tensor]:
-        """Quantities only an enumerable policy knows, each [R]; empty for language models."""
+    def watched(self) -> dict[str, Tensor]:
+        """What `exact_metrics` will need of the present state, each [R, ...]."""
+        ...
+
+    def exact_metrics(self, watched: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Quantities only an enumerable policy knows, each [..., R]; empty for language models.
+
+        watched: what `watched` gave, with more dimensions in front.
+        """
         ...
 
     def save(self, run: int, folder: Path) -> None:

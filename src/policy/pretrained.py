@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import shutil
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -163,7 +163,10 @@ class PretrainedPolicy:
         logits: Tensor = self.model(layout.ids_NC.to(device), attention_mask=attention, **accepted).logits
         return logits if "logits_to_keep" in accepted else logits[:, keep_M]
 
-    def exact_metrics(self) -> dict[str, Tensor]:
+    def watched(self) -> dict[str, Tensor]:
+        return {}
+
+    def exact_metrics(self, watched: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {}
 
     def save(self, run: int, folder: Path) -> None:

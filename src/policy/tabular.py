@@ -3,7 +3,7 @@
 Shapes: R runs, X tables (one, or one a prompt), K actions, P pairs, B pairs of a batch, N ranked responses.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -11,12 +11,11 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from annotated_types import Ge, Gt
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.data.pairs import PairData
 from src.errors import BadInput
 from src.policy.base import Build, TokenLogps
-from src.policy.parameters import ParameterStack
 
 MAX_LOGGED_CELLS = 64  # a larger table's distribution is summarised by its KL and entropy, not logged cell by cell
 
@@ -89,18 +88,18 @@ class TabularPolicy:
         self.runs = len(logits)
         self._scalar = build.role == "reward_model"
         device = build.device
-        self._weights = ParameterStack.of([{"logits": x} for x in logits], device, build.dtype)
+        self._logits = nn.Parameter(torch.stack(logits).to(device, build.dtype))
         self._ref_log_pi = torch.stack(reference).to(device=device, dtype=torch.float64).log_softmax(-1)
         self._cells = torch.stack(cells).to(device)  # [R, P, 1 + N]
         self._run = torch.arange(self.runs, device=device)[:, None]
         self._mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
     def parameters(self) -> Sequence[Tensor]:
-        return list(self._weights.values())
+        return [self._logits]
 
     def token_logps(self, index_RB: Tensor, vocabulary: bool = False) -> TokenLogps:
         cells = self._cells[self._run, index_RB]
-        table = self._weights["logits"]
+        table = self._logits
         log_pi_RXK = table if self._scalar else table.log_softmax(-1)
         values = log_pi_RXK[self._run[:, :, None], cells[..., :1], cells[..., 1:]]
         whole = (
@@ -108,21 +107,24 @@ class TabularPolicy:
         )
         return TokenLogps(values[..., None], self._mask.expand(*values.shape, 1), whole)
 
-    def exact_metrics(self) -> dict[str, Tensor]:
+    def watched(self) -> dict[str, Tensor]:
+        return {} if self._scalar else {"table": self._logits.detach()}
+
+    def exact_metrics(self, watched: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Exact KL(policy, reference) and entropy, mean over tables, and the distribution itself, in nats."""
         if self._scalar:
             return {}
-        log_pi = self._weights["logits"].detach().double().log_softmax(-1)
+        log_pi = watched["table"].double().log_softmax(-1)  # [..., R, X, K]
         metrics = {
             "exact/kl": (log_pi.exp() * (log_pi - self._ref_log_pi)).sum(-1).mean(-1),
             "exact/entropy": -(log_pi.exp() * log_pi).sum(-1).mean(-1),
         }
-        if log_pi[0].numel() <= MAX_LOGGED_CELLS:
-            for x in range(log_pi.shape[1]):
-                for k in range(log_pi.shape[2]):
-                    metrics[f"log_pi/{x}/{k}"] = log_pi[:, x, k]
+        if self._ref_log_pi[0].numel() <= MAX_LOGGED_CELLS:
+            for x in range(log_pi.shape[-2]):
+                for k in range(log_pi.shape[-1]):
+                    metrics[f"log_pi/{x}/{k}"] = log_pi[..., x, k]
         return metrics
 
     def save(self, run: int, folder: Path) -> None:
         folder.mkdir()
-        save_file(self._weights.of_run(run), folder / "model.safetensors")
+        save_file({"logits": self._logits.detach()[run].cpu()}, folder / "model.safetensors")

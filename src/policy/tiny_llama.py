@@ -3,7 +3,8 @@
 The same function as transformers' LlamaForCausalLM (a test holds them together), but R runs in one batched product,
 float64 all the way through when asked for, and no import of transformers.
 
-Shapes: R runs, N rows of a batch (K a prompt), S positions, D hidden, H heads, V vocabulary, T response tokens.
+Shapes: R runs, P prompts, B of them in a batch, K responses of each, T tokens of a response, S columns of a row and C
+of them with logits (`src.policy.llama_kernel.Layout`), D hidden, H key heads, E head dimension, V vocabulary.
 """
 
 import json
@@ -16,14 +17,17 @@ import torch
 from annotated_types import Ge, Gt
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.functional import embedding, scaled_dot_product_attention, silu
 
 from src.data.pairs import PairData
 from src.errors import BadInput
 from src.policy.base import Build, TokenLogps, pad_ids
+from src.policy.llama_kernel import Layout, LlamaKernel
 from src.policy.parameters import ParameterStack
 
 Size = Annotated[int, Ge(1)]
+
+LAYER_WEIGHTS = ("input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+                 "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,15 @@ class TinyLlama:
     def tokenizer(self) -> Any:
         raise BadInput("model=tiny_llama has no tokenizer: text data need model=pretrained or model=smollm2")
 
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    def grouped_heads(self, kind: str) -> tuple[int, int, int]:
+        """Key and value heads, heads of `kind` (q, k or v) that go with each, and their size."""
+        of_each = self.num_attention_heads // self.num_key_value_heads if kind == "q" else 1
+        return self.num_key_value_heads, of_each, self.head_dim
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every weight's shape by transformers' name, in transformers' [out, in] layout."""
         if self.hidden_size % self.num_attention_heads or self.num_attention_heads % self.num_key_value_heads:
@@ -65,22 +78,18 @@ class TinyLlama:
                 f"model.num_attention_heads={self.num_attention_heads} must divide hidden_size={self.hidden_size} "
                 f"and be a multiple of num_key_value_heads={self.num_key_value_heads}"
             )
+        if self.head_dim % 2:
+            raise BadInput(
+                f"model.hidden_size={self.hidden_size} over num_attention_heads={self.num_attention_heads} gives "
+                f"{self.head_dim} numbers a head: rotary positions need an even number"
+            )
         d, i = self.hidden_size, self.intermediate_size
-        kv = d // self.num_attention_heads * self.num_key_value_heads
+        kv = self.head_dim * self.num_key_value_heads
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, d)}
         for layer in range(self.num_hidden_layers):
-            of_layer = {
-                "input_layernorm": (d,),
-                "self_attn.q_proj": (d, d),
-                "self_attn.k_proj": (kv, d),
-                "self_attn.v_proj": (kv, d),
-                "self_attn.o_proj": (d, d),
-                "post_attention_layernorm": (d,),
-                "mlp.gate_proj": (i, d),
-                "mlp.up_proj": (i, d),
-                "mlp.down_proj": (d, i),
-            }
-            shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in of_layer.items()}
+            of_layer = ((d,), (d, d), (kv, d), (kv, d), (d, d), (d,), (i, d), (i, d), (d, i))
+            names = (f"model.layers.{layer}.{name}.weight" for name in LAYER_WEIGHTS)
+            shapes |= dict(zip(names, of_layer, strict=True))
         return shapes | {"model.norm.weight": (d,), "lm_head.weight": (self.vocab_size, d)}
 
     def _scalar_head(self) -> dict[str, Tensor]:
@@ -137,151 +146,179 @@ class TinyLlamaPolicy:
         data: Sequence[PairData],
         build: Build,
     ) -> None:
-        device, dtype, shifted = build.device, build.dtype, build.shifted
-        self.runs = len(weights)
-        self.spec = spec
-        self._weights = ParameterStack.of([_transposed(w) for w in weights], device, dtype)
-        self._run = torch.arange(self.runs, device=device)[:, None]
-        self._head = "score" if "score.weight" in self._weights else "lm_head"
-        rows = _Rows.of(data, spec, shifted, device)
-        self._ids, self._source, self._target, self._mask = rows.ids, rows.source, rows.target, rows.mask
-        self._row_ends = rows.source[..., 0] + int(shifted) + rows.mask.sum(-1) - 1  # position of the last token
-        self._cos, self._sin = _rope_tables(spec, self._ids.shape[-1], device, dtype)
+        self.runs, self.spec = len(weights), spec
+        self._scalar = build.role == "reward_model"
+        # A reward is read off a response's last token itself, as unshifted log-probs are off every token.
+        shifted = build.shifted and not self._scalar
+        rows = _Rows.of(data, spec, shifted, build.device)
+        self._rows, self._layout = rows, rows.layout
+        stack = ParameterStack([fuse(w, spec) for w in weights], build.device, build.dtype, spec.hidden_size)
+        self._kernel = LlamaKernel(
+            stack, spec.num_hidden_layers, spec.num_key_value_heads, spec.rms_norm_eps, spec.rope_theta, rows.layout
+        )
+        self._batch: tuple[Tensor, _Batch] | None = None
+        self._run = torch.arange(self.runs, device=build.device)[:, None]
 
     def parameters(self) -> Sequence[Tensor]:
-        return list(self._weights.values())
+        return [self._kernel.weights.parameter]
 
-    def exact_metrics(self) -> dict[str, Tensor]:
+    def watched(self) -> dict[str, Tensor]:
+        return {}
+
+    def exact_metrics(self, watched: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {}
 
     def token_logps(self, index_RB: Tensor, vocabulary: bool = False) -> TokenLogps:
-        runs = index_RB.shape[0]
-        ids_RNS = self._ids[self._run, index_RB].flatten(1, 2)
-        source_RNT = self._source[self._run, index_RB].flatten(1, 2)
-        if self._head == "score":
-            return self._rewards(ids_RNS, index_RB)
-        target_RNT = self._target[self._run, index_RB].flatten(1, 2)
-        mask = self._mask[self._run, index_RB]
-        logits_RMV = self.logits(ids_RNS, source_RNT)
-        if logits_RMV.dtype != torch.float64:
-            logits_RMV = logits_RMV.float()
-        log_pi_RMV = logits_RMV.log_softmax(-1)
-        values = log_pi_RMV.gather(-1, target_RNT.reshape(runs, -1, 1)).view(mask.shape)
-        whole = log_pi_RMV.view(*mask.shape, -1) if vocabulary else None
-        return TokenLogps(values.masked_fill(~mask, 0), mask, whole)
+        batch = self._rows_of(index_RB)
+        logits_RBCV = self._kernel.logits(batch.ids, batch.bias)
+        if logits_RBCV.dtype != torch.float64:
+            logits_RBCV = logits_RBCV.float()
+        if self._scalar:
+            rewards = logits_RBCV[..., 0].gather(-1, batch.ends)[..., None]
+            return TokenLogps(rewards, torch.ones_like(rewards, dtype=torch.bool))
+        log_pi_RBCV = logits_RBCV.log_softmax(-1)
+        values = log_pi_RBCV.flatten(2).gather(-1, batch.targets).view(batch.mask.shape)
+        if not batch.full:
+            values = values.masked_fill(~batch.mask, 0)
+        whole = None
+        if vocabulary:
+            whole = log_pi_RBCV.index_select(2, self._rows.sources.flatten()).view(*batch.mask.shape, -1)
+        return TokenLogps(values, batch.mask, whole)
 
-    def _rewards(self, ids_RNS: Tensor, index_RB: Tensor) -> TokenLogps:
-        """A reward model's output at the last token of each response, as if it were the response's log-prob."""
-        last_RBK = self._row_ends[self._run, index_RB]
-        rewards = self.logits(ids_RNS, last_RBK.flatten(1, 2)[..., None]).view(*last_RBK.shape, 1)
-        return TokenLogps(rewards, torch.ones_like(rewards, dtype=torch.bool))
-
-    def logits(self, ids_RNS: Tensor, positions_RNT: Tensor) -> Tensor:
-        """Next-token logits [R, N*T, V] at the given positions of right-padded rows; a reward model's, with V = 1."""
-        w, spec = self._weights, self.spec
-        runs, rows, length = ids_RNS.shape
-        table = w["model.embed_tokens.weight"]
-        offsets = self._run[:, :, None] * spec.vocab_size
-        x = embedding(ids_RNS + offsets, table.view(-1, spec.hidden_size)).view(runs, rows * length, -1)
-        for layer in range(spec.num_hidden_layers):
-            prefix = f"model.layers.{layer}."
-            x = x + self._attention(prefix + "self_attn.", self._norm(x, prefix + "input_layernorm"), rows)
-            y = self._norm(x, prefix + "post_attention_layernorm")
-            gated = silu(self._linear(y, prefix + "mlp.gate_proj")) * self._linear(y, prefix + "mlp.up_proj")
-            x = x + self._linear(gated, prefix + "mlp.down_proj")
-        # Only response positions go through the last norm and the head.
-        flat = (positions_RNT + length * torch.arange(rows, device=x.device)[None, :, None]).flatten(1)
-        x = x.gather(1, flat[..., None].expand(-1, -1, spec.hidden_size))
-        return self._linear(self._norm(x, "model.norm"), self._head)
-
-    def _linear(self, x_RMI: Tensor, name: str) -> Tensor:
-        return torch.bmm(x_RMI, self._weights[f"{name}.weight"])
-
-    def _norm(self, x_RMD: Tensor, name: str) -> Tensor:
-        """RMSNorm. Zhang & Sennrich 2019, arXiv 1910.07467."""
-        scale = torch.rsqrt(x_RMD.square().mean(-1, keepdim=True) + self.spec.rms_norm_eps)
-        return x_RMD * scale * self._weights[f"{name}.weight"][:, None]
-
-    def _attention(self, prefix: str, x_RMD: Tensor, rows: int) -> Tensor:
-        heads, kv_heads = self.spec.num_attention_heads, self.spec.num_key_value_heads
-        runs, length = x_RMD.shape[0], x_RMD.shape[1] // rows
-
-        def split(name: str, n: int) -> Tensor:
-            return self._linear(x_RMD, prefix + name).view(runs * rows, length, n, -1).transpose(1, 2)
-
-        q, k = self._rotate(split("q_proj", heads)), self._rotate(split("k_proj", kv_heads))
-        # Padding is on the right, where a causal mask already keeps every real token from seeing it.
-        out = scaled_dot_product_attention(
-            q, k, split("v_proj", kv_heads), is_causal=True, enable_gqa=heads != kv_heads
-        )
-        return self._linear(out.transpose(1, 2).reshape(runs, rows * length, -1), prefix + "o_proj")
-
-    def _rotate(self, x: Tensor) -> Tensor:
-        """Rotary positions. Su et al. 2021, arXiv 2104.09864, in the half-split layout of transformers."""
-        length = x.shape[-2]
-        first, second = x.chunk(2, dim=-1)
-        return x * self._cos[:length] + torch.cat((-second, first), dim=-1) * self._sin[:length]
+    def _rows_of(self, index_RB: Tensor) -> "_Batch":
+        """The batch's rows; those of the batch before, where the caller hands over the same index again."""
+        if self._batch is None or self._batch[0] is not index_RB:
+            rows = self._rows
+            ids, targets, mask, ends = (x[self._run, index_RB] for x in (rows.ids, rows.targets, rows.mask, rows.ends))
+            padding = None if rows.padding is None else rows.padding[self._run, index_RB]
+            batch = _Batch(ids, targets.flatten(2), mask, ends, self._kernel.bias(padding), bool(mask.all()))
+            self._batch = index_RB, batch
+        return self._batch[1]
 
     def save(self, run: int, folder: Path) -> None:
         """Write one run as a folder that transformers' `from_pretrained` opens."""
         folder.mkdir()
-        save_file(_transposed(self._weights.of_run(run)), folder / "model.safetensors", metadata={"format": "pt"})
+        head = "score" if self._scalar else "lm_head"
+        weights = unfuse(self._kernel.weights.of_run(run), self.spec, head)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         config = self.spec.hf_config()
-        if self._head == "score":
+        if self._scalar:
             config |= {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1, "pad_token_id": 0}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _transposed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Between transformers' [out, in] matrices and ours, [in, out]; its own inverse.
+def fuse(weights: Mapping[str, Tensor], spec: TinyLlama) -> dict[str, Tensor]:
+    """From transformers' names and [out, in] matrices to those of `LlamaKernel`.
 
-    In x @ W the gradient of W comes out of the product contiguous in [in, out]. Kept the other way round, autograd
-    copies every weight's gradient each step, which was 40 % of a step's time.
+    x @ W needs [in, out] for W's gradient to come out of its product as it is stored.
     """
-    return {name: w.T.contiguous() if w.dim() == 2 and "embed_tokens" not in name else w for name, w in weights.items()}
+    fused = {"embed": weights["model.embed_tokens.weight"]}
+    for layer in range(spec.num_hidden_layers):
+        of = {name: weights[f"model.layers.{layer}.{name}.weight"] for name in LAYER_WEIGHTS}
+        # [H, heads of the group, E, D]; E is the two halves that rotate into each other, and becomes pairs.
+        q, k, v = (of[f"self_attn.{x}_proj"].reshape(*spec.grouped_heads(x), -1) for x in "qkv")
+        q, k = (torch.stack(x.chunk(2, dim=2), 3).flatten(2, 3) for x in (q, k))
+        fused |= {
+            f"{layer}.norm": of["input_layernorm"],
+            f"{layer}.qkv": torch.cat([q, k, v], 1).flatten(0, 2).T,
+            f"{layer}.o": of["self_attn.o_proj"].T,
+            f"{layer}.mlp_norm": of["post_attention_layernorm"],
+            f"{layer}.gate_up": torch.cat([of["mlp.gate_proj"], of["mlp.up_proj"]]).T,
+            f"{layer}.down": of["mlp.down_proj"].T,
+        }
+    head = weights["score.weight"] if "score.weight" in weights else weights["lm_head.weight"]
+    return fused | {"norm": weights["model.norm.weight"], "head": head.T}
+
+
+def unfuse(fused: Mapping[str, Tensor], spec: TinyLlama, head: str) -> dict[str, Tensor]:
+    """The inverse of `fuse`."""
+    weights = {"model.embed_tokens.weight": fused["embed"]}
+    for layer in range(spec.num_hidden_layers):
+        groups = fused[f"{layer}.qkv"].T.reshape(spec.num_key_value_heads, -1, spec.head_dim, spec.hidden_size)
+        q, k, v = groups[:, :-2], groups[:, -2:-1], groups[:, -1:]
+        q, k = (torch.cat([x[:, :, ::2], x[:, :, 1::2]], 2) for x in (q, k))
+        gate, up = fused[f"{layer}.gate_up"].T.chunk(2)
+        of = {
+            "input_layernorm": fused[f"{layer}.norm"],
+            "self_attn.q_proj": q.flatten(0, 2),
+            "self_attn.k_proj": k.flatten(0, 2),
+            "self_attn.v_proj": v.flatten(0, 2),
+            "self_attn.o_proj": fused[f"{layer}.o"].T,
+            "post_attention_layernorm": fused[f"{layer}.mlp_norm"],
+            "mlp.gate_proj": gate,
+            "mlp.up_proj": up,
+            "mlp.down_proj": fused[f"{layer}.down"].T,
+        }
+        weights |= {f"model.layers.{layer}.{name}.weight": weight for name, weight in of.items()}
+    weights |= {"model.norm.weight": fused["norm"], f"{head}.weight": fused["head"].T}
+    return {name: weight.contiguous() for name, weight in weights.items()}
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """ids [R, P, K, S]; source, target, mask of each response token [R, P, K, T]. Shared data are broadcast over R."""
+    """All P rows of each run, in the columns of `layout`; data that runs share are broadcast over R.
 
+    Columns are counted among those with logits.
+    ids [R, P, S]; sources [K, T]: the column that predicts each response token; targets [R, P, K, T]: where its logit
+    stands in a row's C V; mask [R, P, K, T]; ends [R, P, K]: the column of each response's last token;
+    padding [R, P]: columns before the prompt, None where no prompt has any.
+    """
+
+    layout: Layout
+    sources: Tensor
     ids: Tensor
-    source: Tensor
-    target: Tensor
+    targets: Tensor
     mask: Tensor
+    ends: Tensor
+    padding: Tensor | None
 
     @classmethod
     def of(cls, data: Sequence[PairData], spec: TinyLlama, shifted: bool, device: torch.device) -> "_Rows":
         shared = all(pairs is data[0] for pairs in data)
-        per_run = [cls._of_one(pairs, spec, shifted) for pairs in (data[:1] if shared else data)]
+        different = data[:1] if shared else data
+        prompt = max(len(ids) for pairs in different for ids in pairs.prompts)
+        tokens = max(int(pairs.lengths.max()) for pairs in different)
+        response = tokens - int(shifted)  # with the shift nothing follows a last token that it would have to predict
+        layout = Layout(prompt, data[0].ranks, response, prompt - int(shifted))
+        within = torch.arange(data[0].ranks)[:, None] * response + torch.arange(tokens)
+        # With the shift, token 0 is predicted from the prompt's last column, token t from that of token t - 1.
+        sources = within.masked_fill(torch.arange(tokens) == 0, 0) if shifted else within
+        per_run = [cls._of_one(pairs, spec, layout, sources, shifted) for pairs in different]
 
-        def join(tensors: list[Tensor]) -> Tensor:
+        def join(tensors: tuple[Tensor, ...]) -> Tensor:
             stacked = torch.stack(tensors).to(device)
             return stacked.expand(len(data), *stacked.shape[1:])
 
-        return cls(*(join(list(group)) for group in zip(*per_run, strict=True)))
+        ids, targets, mask, ends, padding = (join(group) for group in zip(*per_run, strict=True))
+        return cls(layout, sources.to(device), ids, targets, mask, ends, padding if bool(padding.any()) else None)
 
     @staticmethod
-    def _of_one(pairs: PairData, spec: TinyLlama, shifted: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        prompts = [prompt for prompt in pairs.prompts for _ in range(pairs.ranks)]
+    def _of_one(
+        pairs: PairData, spec: TinyLlama, layout: Layout, sources: Tensor, shifted: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         responses = [ids for ranked in pairs.responses for ids in ranked]
-        highest = max(max(ids, default=0) for ids in (*prompts, *responses))
+        highest = max(max(ids, default=0) for ids in (*pairs.prompts, *responses))
         if highest >= spec.vocab_size:
             raise BadInput(f"model.vocab_size={spec.vocab_size} is too small: the data use token id {highest}")
-        if shifted and any(not prompt for prompt in prompts):
+        if shifted and any(not prompt for prompt in pairs.prompts):
             raise BadInput("a prompt is empty: the first response token has nothing to be predicted from")
-        ids, _ = pad_ids([p + r for p, r in zip(prompts, responses, strict=True)])
-        target, mask = pad_ids(responses)
-        first = torch.tensor([len(prompt) for prompt in prompts])[:, None] - int(shifted)
-        source = (first + torch.arange(target.shape[1])).clamp(max=ids.shape[1] - 1)
-        shape = (len(pairs), pairs.ranks, -1)
-        return ids.view(shape), source.view(shape), target.view(shape), mask.view(shape)
+        target, mask = (x.view(len(pairs), *sources.shape) for x in pad_ids(responses, sources.shape[1]))
+        padding = torch.tensor([layout.prompt - len(prompt) for prompt in pairs.prompts])
+        prompts, _ = pad_ids(
+            [(0,) * int(n) + tuple(ids) for n, ids in zip(padding, pairs.prompts, strict=True)], layout.prompt
+        )
+        ids = torch.cat([prompts, target[..., : layout.response].flatten(1)], 1)
+        ends = sources[:, 0] + mask.sum(-1) - 1
+        return ids, target + sources * spec.vocab_size, mask, ends, padding
 
 
-def _rope_tables(spec: TinyLlama, length: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of position times frequency, [S, head_dim]; float64 where the model is, float32 otherwise."""
-    head_dim = spec.hidden_size // spec.num_attention_heads
-    exact = torch.float64 if dtype == torch.float64 else torch.float32
-    inverse = spec.rope_theta ** -(torch.arange(0, head_dim, 2, dtype=exact) / head_dim)
-    angles = torch.outer(torch.arange(length, dtype=exact), inverse).repeat(1, 2)
-    return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
+@dataclass(frozen=True)
+class _Batch:
+    """Rows of a batch: as `_Rows`, with B for P and targets [R, B, K T]; `full`: no response is padded."""
+
+    ids: Tensor
+    targets: Tensor
+    mask: Tensor
+    ends: Tensor
+    bias: list[Tensor]
+    full: bool

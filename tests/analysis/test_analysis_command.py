@@ -7,14 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from analysis.__main__ import main
 from analysis.figures import style
 
-WRITTEN = ["final.csv", "final.md", "margin.pdf", "margin.png", "rejected_prob.pdf", "rejected_prob.png",
-           "rewards.pdf", "rewards.png"]  # fmt: skip
+FIGURES = ("collapse_map", "final_margin", "margin", "phase", "rejected_prob", "rewards", "survival")
+WRITTEN = sorted(["collapse.csv", "final.csv", "final.md", *(f"{n}.{end}" for n in FIGURES for end in ("pdf", "png"))])
 ROOT = Path(__file__).parents[2]
 
 
@@ -62,7 +63,7 @@ def test_a_figure_none_of_whose_runs_has_its_column_is_not_written_and_stdout_sa
     out, err = capsys.readouterr()
     assert err == "" and "2 of 2 runs" in out
     assert sorted(file.name for file in (path / "figures").iterdir()) == [
-        "final.csv", "final.md", "rejected_prob.pdf", "rejected_prob.png"
+        "collapse.csv", "final.csv", "final.md", "rejected_prob.pdf", "rejected_prob.png"
     ]  # fmt: skip
     assert "figure margin: not written, no run has margin in its history" in out
     assert "figure rewards: not written, no run has rewards/margins and rewards/accuracies in its history" in out
@@ -81,10 +82,39 @@ def test_a_reward_model_is_summed_up_by_what_it_has(
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_sweep_of_reward_models_only_has_one_figure(write_sweep: Any, make_run: Any) -> None:
+def test_a_sweep_of_reward_models_only_has_the_figures_of_rewards(write_sweep: Any, make_run: Any) -> None:
     path = write_sweep(make_run("dpo", objective="reward_model"))
     assert main([str(path)]) == 0
-    assert {file.stem for file in (path / "figures").iterdir()} == {"rewards", "final"}
+    assert {file.stem for file in (path / "figures").iterdir()} == {
+        "rewards", "final", "collapse", "collapse_map", "survival"
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_figure_of_an_earlier_sweep_that_is_not_written_again_does_not_linger(
+    write_sweep: Any, make_run: Any
+) -> None:
+    path = write_sweep(make_run("dpo", objective="reward_model"))
+    (path / "figures").mkdir()
+    for name in ("margin.pdf", "margin.png", "mine.png"):
+        (path / "figures" / name).touch()
+    assert main([str(path)]) == 0
+    left = {file.name for file in (path / "figures").iterdir()}
+    assert "mine.png" in left and not left & {"margin.pdf", "margin.png"}
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_collapse_is_said_with_its_step_and_how_many_seeds_it_struck(
+    write_sweep: Any, make_run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """beta = 2, lr = .1: c = K eta beta^2 = .8, so u = 4.6 is passed about step 103/.8 = 129."""
+    path = write_sweep(*(make_run("dpo", 2.0, steps=600, seed=s) for s in (1, 2)), make_run("dpo", 0.1, seed=3))
+    assert main([str(path)]) == 0
+    calm, collapsed = capsys.readouterr().out.splitlines()[-2:]
+    assert "collapse" not in calm and "; margin collapse from step 12" in collapsed and "(2 of 2 seeds)" in collapsed
+    table = pd.read_csv(path / "figures" / "collapse.csv")
+    assert table["label"].to_list() == ["margin collapse", "margin collapse", "none"]
+    assert table["onset"].between(120, 130).to_list() == [True, True, False]
 
 
 @pytest.mark.usefixtures("quick")

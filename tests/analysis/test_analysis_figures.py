@@ -1,6 +1,7 @@
 """What is on the figures and in the table."""
 
 import math
+import shutil
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,25 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.colors import rgb_to_hsv
+from matplotlib.colors import rgb_to_hsv, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from analysis import load, tables
+from analysis import collapse, load, tables
+from analysis.figures import (
+    collapse_map,
+    final_margin,
+    looks,
+    margin,
+    phase,
+    rejected_prob,
+    rewards,
+    sheet,
+    style,
+    survival,
+)
 from analysis.figures import draw as d
-from analysis.figures import looks, margin, rejected_prob, rewards, sheet, style
 from analysis.statistics import Curve
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +65,28 @@ def test_rejected_prob_shows_dpo_and_ipo_by_beta_on_one_axis(four_runs: Path) ->
     assert note(figure) == "4 of 4 runs. One seed per curve."
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("step (optimiser updates)", "π(rejected)")
     assert figure.get_figwidth() == pytest.approx(85 / 25.4)
+
+
+def test_where_batches_differ_the_ratio_to_the_reference_takes_the_place_of_the_probability(
+    write_sweep: Any, make_run: Any
+) -> None:
+    runs = [make_run(pairs=64), make_run("simpo", pairs=64, reference=False)]
+    figure = draw(rejected_prob, write_sweep(*runs))
+    (ax,) = figure.axes
+    (line,) = measured(ax)
+    assert ax.get_ylabel() == "π(rejected) / π_ref(rejected)"
+    assert np.asarray(line.get_ydata()) == pytest.approx(runs[0].history()["log_ratios/rejected"] / math.log(10))
+    assert "1 without π(rejected) / π_ref(rejected), not shown." in note(figure)
+    assert note(figure).endswith("Batches differ between updates: π itself would show which responses were drawn.")
+
+
+def test_batches_that_are_all_of_the_data_or_lack_a_reference_leave_the_probability(
+    write_sweep: Any, make_run: Any
+) -> None:
+    for run in (make_run(pairs=64, changes={"batch_size": "full"}), make_run(pairs=64, reference=False)):
+        path = write_sweep(run)
+        assert draw(rejected_prob, path).axes[0].get_ylabel() == "π(rejected)"
+        shutil.rmtree(path)
 
 
 def test_a_probability_of_minus_2000_nats_is_drawn_where_it_is(write_sweep: Any, make_run: Any) -> None:
@@ -169,9 +203,10 @@ def test_runs_without_the_column_are_counted_in_the_note_and_not_drawn(write_swe
         assert f"3 of 3 runs; {lacking}, not shown." in note(figure)
 
 
-@pytest.mark.parametrize("module", [margin, rejected_prob, rewards])
+@pytest.mark.parametrize("module", [margin, rejected_prob, rewards, collapse_map, final_margin, phase, survival])
 def test_a_figure_without_a_run_to_show_says_so(module: Any, write_sweep: Any, make_run: Any) -> None:
-    without = make_run(objective="reward_model") if module is not rewards else make_run(reference=False)
+    rewarded = module in (rewards, collapse_map, survival)
+    without = make_run(reference=False) if rewarded else make_run(objective="reward_model")
     with pytest.raises(d.NothingToDraw, match=r"no run has .* in its history"):
         draw(module, write_sweep(without, make_run("ipo", state="planned", stopped_at=0)))
 
@@ -303,7 +338,7 @@ def texts(figure: Figure) -> dict[str, Bbox]:
     return {f"{i} {text.get_text()!r}": text.get_window_extent() for i, text in enumerate(shown)}
 
 
-@pytest.mark.parametrize("module", [margin, rejected_prob, rewards])
+@pytest.mark.parametrize("module", [margin, rejected_prob, rewards, collapse_map, final_margin, phase, survival])
 @pytest.mark.parametrize(
     "runs",
     [
@@ -319,7 +354,7 @@ def texts(figure: Figure) -> dict[str, Bbox]:
 def test_nothing_on_a_figure_overlaps(runs: Any, module: Any, write_sweep: Any, make_run: Any) -> None:
     figure = draw(module, write_sweep(*runs(make_run)))
     boxes = texts(figure)
-    assert len(boxes) > min(5 * len(figure.axes), 45)
+    assert len(boxes) > min(4 * len(figure.axes), 45)
     assert figure.get_figheight() * 25.4 <= 290
     assert [name for name, box in boxes.items() if not inside(box, figure)] == []
     overlapping = [(one, two) for (one, a), (two, b) in combinations(boxes.items(), 2) if a.overlaps(b)]
@@ -332,6 +367,76 @@ def test_nothing_on_a_figure_overlaps(runs: Any, module: Any, write_sweep: Any, 
 
 def inside(box: Bbox, figure: Figure) -> bool:
     return bool(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1)
+
+
+def collapsing(make_run: Any) -> list[Any]:
+    """DPO at beta = 2: c = K eta beta^2 = .8, u = 4.6 is passed at 103/.8 = 129; at beta = .1 nothing happens. IPO."""
+    runs = [make_run(loss, beta, steps=600, seed=s) for loss in ("dpo", "ipo") for beta in (0.1, 2.0) for s in (1, 2)]
+    return [*runs, make_run("ipo", 2.0, steps=600, seed=3, state="diverged", stopped_at=30, reason="x")]
+
+
+def test_the_map_colours_a_cell_by_its_runs_label_and_dates_it(write_sweep: Any, make_run: Any) -> None:
+    figure = draw(collapse_map, write_sweep(*collapsing(make_run)))
+    dpo, ipo = figure.axes
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["DPO", "IPO"]
+    assert legend(figure) == ["none", "margin collapse"]
+    assert [patch.get_facecolor() for patch in dpo.patches] == [
+        to_rgba(collapse_map.SHADES[label]) for label in ("none", "margin collapse")
+    ]
+    (text,) = dpo.texts
+    assert text.get_position() == (0, 1) and 120 < float(text.get_text()) < 130
+    assert [label.get_text() for label in dpo.get_yticklabels()] == ["0.1", "2"]
+    assert not ipo.texts and "2 to 3 runs a cell." in note(figure)
+
+
+def test_the_maps_shades_darken_from_none_to_diverged() -> None:
+    light = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b, _ in map(to_rgba, collapse_map.SHADES.values())]
+    assert [*collapse_map.SHADES] == [*collapse.LABELS]
+    assert all(one - two > 0.05 for one, two in pairwise(light))
+
+
+def test_final_margins_stand_by_beta_with_ipos_target_and_an_arrow_where_there_is_no_bound(
+    write_sweep: Any, make_run: Any
+) -> None:
+    runs = [make_run(loss, beta, steps=600, lr=0.2) for loss in ("dpo", "ipo") for beta in (0.5, 1.0, 2.0)]
+    figure = draw(final_margin, write_sweep(*runs))
+    (ax,) = figure.axes
+    (target,) = dashed(ax)
+    assert [tuple(point) for point in np.asarray(target.get_xydata())] == [(0.5, 1.0), (1.0, 0.5), (2.0, 0.25)]
+    lines = [line for line in measured(ax) if line.get_linestyle() == "-"]  # the others are the bars' caps
+    for line, three in zip(lines, (runs[:3], runs[3:]), strict=True):
+        assert list(line.get_ydata()) == pytest.approx([run.history()["margin"][-1] for run in three])
+    arrows = [text.xy[0] for text in ax.texts]
+    assert arrows == [0.5, 1.0, 2.0]  # DPO's; IPO's margins stand at their target
+    assert legend(figure) == ["DPO", "IPO", "1/(2β)", "still growing: no bound in view"]
+
+
+def test_the_phase_plane_goes_from_the_reference_to_where_training_ended(four_runs: Path) -> None:
+    sweep = load(four_runs)
+    (ax,) = draw(phase, four_runs).axes
+    paths = measured(ax)
+    for line, run in zip(paths, sweep.runs.index, strict=True):
+        own = sweep.history[sweep.history["run"] == run]
+        assert list(line.get_xdata()) == list(own[phase.CHOSEN]) and list(line.get_ydata()) == list(own[phase.REJECTED])
+        assert line.get_xdata()[0] == line.get_ydata()[0] == 0.0
+    assert ax.get_xscale() == ax.get_yscale() == "symlog"
+
+
+def test_the_phase_plane_shows_means_over_passes(write_sweep: Any, make_run: Any) -> None:
+    (ax,) = draw(phase, write_sweep(make_run(pairs=7))).axes
+    (line,) = measured(ax)
+    chosen = make_run().history()[phase.CHOSEN]
+    assert list(line.get_xdata()) == pytest.approx([0.0, *(chosen[i : i + 7].mean() for i in range(0, 56, 7))])
+
+
+def test_survival_falls_with_each_collapse_and_counts_them(write_sweep: Any, make_run: Any) -> None:
+    figure = draw(survival, write_sweep(*collapsing(make_run)))
+    (ax,) = figure.axes
+    dpo, ipo = measured(ax)
+    assert legend(figure) == ["DPO (2 of 4)", "IPO (1 of 5)"]
+    assert dpo.get_ydata()[-1] == 0.5 and ipo.get_ydata()[-1] == pytest.approx(0.8)
+    assert ipo.get_xdata()[1] == 30 and dpo.get_xdata()[-1] == ipo.get_xdata()[-1] == 599
+    assert "Log-rank test: p = " in note(figure) and "5 of" not in note(figure)
 
 
 def test_the_margins_steps_are_counted_in_tens_from_0_and_rejected_probs_are_not(four_runs: Path) -> None:

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from analysis import load
-from analysis.load import RunError, Sweep, SweepError, census, read_stream, with_columns
+from analysis.run_directories import read_stream
+from analysis.sweep import RunError, Sweep, SweepError, census, with_columns
 
 
 def edit(file: Path, **changes: Any) -> None:
@@ -39,12 +40,12 @@ def test_a_whole_sweep_is_one_row_per_run_and_one_row_per_step(four_runs: Path) 
 
 def test_a_stream_cut_at_any_byte_gives_a_prefix_of_its_rows(four_runs: Path, tmp_path: Path) -> None:
     file = next(four_runs.glob("*/history.arrow"))
-    content, whole = file.read_bytes(), read_stream(file)
+    content, (whole, _) = file.read_bytes(), read_stream(file)
     cut = tmp_path / "cut.arrow"
     lengths = set()
     for size in [*range(0, 64), *range(64, len(content), 197), len(content) - 9, len(content) - 8, len(content)]:
         cut.write_bytes(content[:size])
-        rows = read_stream(cut)
+        rows, _ = read_stream(cut)
         lengths.add(rows.num_rows)
         assert rows.num_rows == 0 or rows.equals(whole.slice(0, rows.num_rows))
     assert lengths == {0, 25, 50, 60}  # only ever whole batches
@@ -110,7 +111,7 @@ def test_a_run_that_breaks_the_contract_is_left_out_by_name(four_runs: Path, spo
 
 def test_a_history_with_gaps_or_without_its_columns_is_left_out(four_runs: Path) -> None:
     one, two = folder(four_runs, "dpo_beta0.1_seed42"), folder(four_runs, "ipo_beta0.1_seed42")
-    whole = read_stream(one / "history.arrow")
+    whole, _ = read_stream(one / "history.arrow")
     for run, table in (
         (one, pa.concat_tables([whole.slice(0, 30), whole.slice(29, 30)])),
         (two, whole.drop_columns(["loss"])),
@@ -139,7 +140,11 @@ def test_a_run_directory_the_sweep_does_not_list_is_named(four_runs: Path) -> No
     shutil.copytree(folder(four_runs, "dpo_beta0.1_seed42"), four_runs / "old-run")
     (four_runs / "figures").mkdir()
     sweep = load(four_runs)
-    assert sweep.strays == ("old-run",) and len(sweep.runs) == 4
+    assert (
+        list(sweep.strays) == ["old-run"]
+        and "a duplicate of dpo_beta0.1_seed42" in sweep.strays["old-run"]
+        and len(sweep.runs) == 4
+    )
     assert "old-run" in sweep.notices()[0] and "old-run" in sweep.defects()[0]
 
 

@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from analysis import load
+from analysis import load, statistics, survival
 from analysis.statistics import Curve, curves, over_seeds, set_apart
 
 
@@ -77,3 +79,170 @@ def test_log_probabilities_are_averaged_as_logarithms(write_sweep: Any, make_run
     (curve,) = curves(sweep.runs)
     frame = over_seeds(sweep.history, curve, "log_pi/rejected")
     assert frame["mean"].iloc[-1] == pytest.approx(-1500.0) and np.isfinite(frame["low"]).all()
+
+
+def test_bands_of_shares_stay_between_0_and_1() -> None:
+    """Student's t on accuracies 0, 1, 1, 1 gives .75 + .80."""
+    accuracies = history([0.5, 0.0, 1.0], [0.5, 1.0, 1.0], [0.5, 1.0, 1.0], [0.5, 1.0]).rename(
+        columns={"margin": "rewards/accuracies"}
+    )
+    frame = over_seeds(accuracies, Curve("dpo", 0.1, "", ("r0", "r1", "r2", "r3")), "rewards/accuracies")
+    assert list(frame["mean"]) == [0.5, 0.75, 1.0]
+    assert frame["low"].between(0, 1).all() and frame["high"].between(0, 1).all()
+    assert frame["low"].iloc[1] < 0.75 < frame["high"].iloc[1] == 1.0
+    assert list(frame.loc[[0, 2], "low"]) == list(frame.loc[[0, 2], "high"]) == [0.5, 1.0]
+
+
+def scored(**losses: dict[str, list[float]]) -> pd.DataFrame:
+    """scored(dpo={"a": [1, 2, 3]}): values of seeds 0, 1, 2 in setting a."""
+    rows = [
+        (f"{loss} {stratum} {seed}", loss, stratum, seed, value)
+        for loss, own in losses.items()
+        for stratum, values in own.items()
+        for seed, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows, columns=["run", "loss", "stratum", "seed", "value"]).set_index("run")
+
+
+NOISE = [float(x) for x in np.random.default_rng(0).normal(size=40)]
+
+
+def test_an_interval_depends_on_its_seed_and_on_nothing_else() -> None:
+    data = scored(dpo={"a": NOISE[:10], "b": NOISE[10:20]}, ipo={"a": NOISE[20:30], "b": NOISE[30:]})
+    for compare in (statistics.aggregate, statistics.paired, statistics.improvement):
+        np.random.seed(1)
+        first = compare(data, seed=3)
+        np.random.seed(2)
+        pd.testing.assert_frame_equal(first, compare(data, seed=3))
+        other = compare(data, seed=4)
+        assert not first["low"].equals(other["low"])
+        assert first["low"].to_list() == pytest.approx(other["low"].to_list(), abs=0.1)
+
+
+def test_the_bootstrap_is_within_settings_so_that_what_differs_between_them_widens_nothing() -> None:
+    apart = statistics.aggregate(scored(dpo={"a": [0.0, 0.1] * 4, "b": [100.0, 100.1] * 4}), np.mean).loc["dpo"]
+    assert apart["value"] == pytest.approx(50.05)
+    assert 50.0 <= apart["low"] < 50.05 < apart["high"] <= 50.1
+    assert (apart["runs"], apart["strata"]) == (16, 2)
+
+
+def test_the_interquartile_mean_is_that_of_the_middle_half() -> None:
+    assert statistics.interquartile_mean([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 1e9]) == 4.5
+    found = statistics.aggregate(scored(dpo={"a": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 1e9]})).loc["dpo"]
+    assert found["value"] == 4.5 and found["low"] < 4.5
+
+
+def test_one_seed_in_a_setting_gives_no_interval() -> None:
+    found = statistics.aggregate(scored(dpo={"a": [1.0, 2.0], "b": [3.0]})).loc["dpo"]
+    assert math.isnan(found["low"]) and found["value"] == 2.0
+
+
+def test_the_intervals_cover_what_they_should() -> None:
+    """60 samples of 20 normal values; nominally 57 of the intervals hold their mean, and the percentile bootstrap is a
+    little short of that."""
+    draws = np.random.default_rng(5).normal(size=(60, 20))
+    found = [statistics.aggregate(scored(dpo={"a": list(draw)}), np.mean).loc["dpo"] for draw in draws]
+    assert 0.85 <= np.mean([row["low"] < 0 < row["high"] for row in found]) <= 1.0
+
+
+def test_differences_are_taken_seed_by_seed_in_the_settings_both_losses_have() -> None:
+    """Seeds vary by tens; the difference is 1 +- .1 in each. Ten pairs of one sign: p = 2/2^10."""
+    base = [10.0 * x for x in NOISE[:10]]
+    data = scored(
+        dpo={"a": [x + 1 + 0.1 * e for x, e in zip(base, NOISE[10:20], strict=True)], "only": [5.0, 5.0]},
+        ipo={"a": [*base, 99.0]},
+    )
+    (row,) = statistics.paired(data).to_dict("records")
+    assert (row["loss"], row["other"], row["n"]) == ("dpo", "ipo", 10)
+    assert row["difference"] == pytest.approx(1 + 0.1 * np.mean(NOISE[10:20])) and 0.85 < row["low"] < row["high"] < 1.1
+    assert row["p"] == pytest.approx(2 / 2**10) == row["p_holm"]
+
+
+def test_losses_without_a_seed_in_common_are_not_compared() -> None:
+    assert statistics.paired(scored(dpo={"a": [1.0]}, ipo={"b": [1.0]})).empty
+    assert statistics.improvement(scored(dpo={"a": [1.0]}, ipo={"b": [1.0]})).empty
+
+
+def test_the_probability_of_improvement_counts_pairs_of_runs_and_ties_half() -> None:
+    """Setting a: 3 > 1, 3 > 2, 2 > 1, 2 = 2: 3.5 of 4. Setting b: 0 of 4. Mean .4375."""
+    (row,) = statistics.improvement(
+        scored(dpo={"a": [3.0, 2.0], "b": [0.0, 0.0]}, ipo={"a": [1.0, 2.0], "b": [1.0, 2.0]})
+    ).to_dict("records")
+    assert row["probability"] == pytest.approx(0.4375) and row["strata"] == 2
+    assert 0 <= row["low"] <= 0.4375 <= row["high"] <= 1
+
+
+def test_holm_multiplies_by_what_is_left_and_never_reverses_an_order() -> None:
+    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0] and statistics.holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_is_between_no_correction_and_bonferronis(p: list[float]) -> None:
+    corrected = statistics.holm(p)
+    assert all(a <= b <= min(1, a * len(p)) + 1e-12 for a, b in zip(p, corrected, strict=True))
+
+
+def test_scores_are_the_final_values_by_loss_setting_and_seed(write_sweep: Any, make_run: Any) -> None:
+    runs = [make_run(loss, beta, seed=s, noise=0.1) for loss in ("dpo", "ipo") for beta in (0.1, 0.5) for s in (1, 2)]
+    sweep = load(write_sweep(*runs))
+    last = sweep.history.groupby("run")["margin"].last()
+    found = statistics.scores(sweep.runs, last)
+    assert len(found) == 8 and found.groupby(["loss", "stratum"]).size().to_list() == [2, 2, 2, 2]
+    assert found["value"].to_dict() == last.to_dict()
+    compared = statistics.paired(found)
+    assert compared["n"].to_list() == [4]
+
+
+def test_a_value_that_is_not_finite_is_no_score(write_sweep: Any, make_run: Any) -> None:
+    sweep = load(write_sweep(make_run(), make_run("ipo")))
+    assert len(statistics.scores(sweep.runs, pd.Series([1.0, math.nan], index=sweep.runs.index))) == 1
+
+
+# ---- time to collapse
+
+
+def judged(onset: list[float], rows: int = 101) -> pd.DataFrame:
+    return pd.DataFrame({"first_onset": onset, "rows": rows}, index=[f"r{i}" for i in range(len(onset))])
+
+
+def test_a_run_that_never_collapses_is_censored_at_its_last_step() -> None:
+    timed = survival.times(judged([10.0, math.nan]))
+    assert timed["duration"].to_list() == [10.0, 100.0] and timed["collapsed"].to_list() == [True, False]
+
+
+def test_survival_is_kaplan_and_meiers_product() -> None:
+    """Onsets 10, 20, 40; one run ends without at 30: 3/4, then 2/3 of it, then (one left) 0."""
+    verdicts = judged([10.0, 20.0, math.nan, 40.0])
+    verdicts["rows"] = [101, 101, 31, 101]
+    curve = survival.curves(survival.times(verdicts), {"dpo": list(verdicts.index)}).set_index("step")
+    assert curve["survival"].to_dict() == pytest.approx({0: 1, 10: 0.75, 20: 0.5, 30: 0.5, 40: 0})
+    assert curve["at_risk"].to_list() == [4, 4, 3, 2, 1]
+    assert curve["low"].between(0, 1).all() and curve["high"].between(0, 1).all()
+
+
+def test_the_median_is_infinite_where_most_runs_hold_out() -> None:
+    timed = survival.times(judged([10.0, math.nan, math.nan, 5.0, 6.0, 7.0]))
+    groups = {"ipo": ["r0", "r1", "r2"], "dpo": ["r3", "r4", "r5"], "none": []}
+    found = survival.medians(timed, groups)
+    assert found["median"].to_dict() == {"ipo": math.inf, "dpo": 6.0}
+    assert found["collapsed"].to_list() == [1, 3]
+
+
+def test_log_rank_tells_early_from_late_and_corrects_for_the_number_of_pairs() -> None:
+    early, late = [float(x) for x in range(1, 11)], [float(x) for x in range(50, 60)]
+    timed = survival.times(judged([*early, *late, *(x + 0.5 for x in late), *[math.nan] * 2]))
+    groups = {"dpo": [f"r{i}" for i in range(10)], "ipo": [f"r{i}" for i in range(10, 20)],
+              "exo": [f"r{i}" for i in range(20, 30)], "sft": ["r30"], "rpo": ["r31"]}  # fmt: skip
+    found = survival.log_rank(timed, groups).set_index(["group", "other"])
+    assert ("sft", "rpo") not in found.index and len(found) == 9
+    assert found.loc[("dpo", "ipo"), "p"] < 1e-4 < 0.05 < found.loc[("ipo", "exo"), "p"]
+    assert found.loc[("dpo", "ipo"), "p_holm"] == pytest.approx(9 * found["p"].min())
+    assert survival.log_rank(timed, {"sft": ["r30"], "rpo": ["r31"]}).empty
+
+
+def test_log_rank_agrees_with_its_formula_by_hand() -> None:
+    """Onsets a: 1, 3; b: 2, 4. Expected for a: 2/4 + 1/3 + 1/2; variance 1/4 + 2/9 + 1/4."""
+    timed = survival.times(judged([1.0, 3.0, 2.0, 4.0]))
+    (row,) = survival.log_rank(timed, {"a": ["r0", "r1"], "b": ["r2", "r3"]}).to_dict("records")
+    assert row["chi2"] == pytest.approx((2 - 4 / 3) ** 2 / (13 / 18))

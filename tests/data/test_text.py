@@ -1,12 +1,17 @@
 """From text to pairs of token ids: what is split where, what is dropped and counted, what is refused and how."""
 
 import gzip
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from src.data.pairs import is_held_out, prompt_key
 from src.data.text import hh_rlhf, jsonl
 from src.errors import BadInput
 from tests.tiny_tokenizer import CHAT, tiny_tokenizer
@@ -144,7 +149,133 @@ class TestFiles:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
         assert texts(read(jsonl, "someone/pairs", split="dev")) == self.expected()
-        assert asked == [("someone/pairs", {"split": "dev"})]
+        read(jsonl, "someone/pairs", subset="harmless-base", num_proc=2)
+        read(jsonl, "someone/pairs", subset="zh.parquet", streaming=True, num_proc=2)
+        assert asked == [
+            ("someone/pairs", {"split": "dev"}),
+            ("someone/pairs", {"split": "train", "data_dir": "harmless-base", "num_proc": 2}),
+            ("someone/pairs", {"split": "train", "data_files": "zh.parquet", "streaming": True}),
+        ]
+
+    def test_a_stream_is_read_no_further_than_the_limit(self, tmp_path, monkeypatch):
+        def endless():
+            for i in itertools.count():
+                assert i < 3
+                yield triple(str(i), "a", "b")
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: endless())
+        assert len(read(jsonl, "someone/pairs", streaming=True, limit=3)) == 3
+
+    def test_a_subset_of_a_folder_is_a_folder_or_file_in_it(self, tmp_path):
+        for name, row in zip(("harmless-base", "helpful-base"), self.ROWS, strict=True):
+            (tmp_path / name).mkdir()
+            write(tmp_path / name / "train.jsonl", row)
+        assert texts(read(jsonl, str(tmp_path), subset="helpful-base")) == self.expected()[1:]
+        assert texts(read(jsonl, str(tmp_path), subset="harmless-base/train.jsonl")) == self.expected()[:1]
+        with pytest.raises(BadInput, match=r"/missing: no such file$"):
+            read(jsonl, str(tmp_path), subset="missing")
+        with pytest.raises(BadInput, match=r"a single file has no subset; subset='a' is not there"):
+            read(jsonl, str(tmp_path / "helpful-base" / "train.jsonl"), subset="a")
+
+
+class TestHoldout:
+    ROWS = tuple(triple(f"q{i % 150}", f"a{i}", f"b{i}") for i in range(300))
+
+    def test_a_prompt_is_on_one_side_only_and_no_pair_is_lost(self, tmp_path):
+        data = read(jsonl, write(tmp_path / "a.jsonl", *self.ROWS), holdout=0.2)
+        assert not set(data.keys) & set(data.held_out.keys)
+        assert not set(data.prompts) & set(data.held_out.prompts)
+        assert len(data) + len(data.held_out) == 300
+        assert 30 < len(data.held_out) < 90
+        assert data.held_out.held_out is None
+
+    def test_without_a_share_nothing_is_held_out(self, tmp_path):
+        path = write(tmp_path / "a.jsonl", *self.ROWS)
+        data = read(jsonl, path)
+        assert data.held_out is None
+        assert "held_out" not in data.report()
+
+    def test_the_side_depends_on_the_prompt_alone(self, tmp_path):
+        """Neither on order, tokenizer, limit, truncation nor the spacing of words."""
+        one = read(jsonl, write(tmp_path / "a.jsonl", *self.ROWS), holdout=0.2)
+        spaced = [{**row, "prompt": f" {row['prompt']}\n"} for row in self.ROWS[::-1]]
+        path = write(tmp_path / "b.jsonl", *spaced)
+        other = read(jsonl, path, tokenizer=BOS, max_length=8, holdout=0.2, limit=100)
+        assert other.cut
+        assert set(other.keys) <= set(one.keys)
+        assert set(other.held_out.keys) <= set(one.held_out.keys)
+
+    def test_a_user_message_is_on_the_side_of_the_same_words_as_text(self, tmp_path):
+        chats = [triple([user(row["prompt"])], row["chosen"], row["rejected"]) for row in self.ROWS]
+        one = read(jsonl, write(tmp_path / "a.jsonl", *self.ROWS), holdout=0.2)
+        other = read(jsonl, write(tmp_path / "b.jsonl", *chats), CHATTY, holdout=0.2)
+        assert other.held_out.keys == one.held_out.keys
+
+    def test_all_turns_of_a_conversation_are_on_one_side(self, tmp_path):
+        """The prompt of a later turn contains the answer to an earlier one."""
+        later = [dialogue(f"q{i}\n\nAssistant: a\n\nHuman: more", " c", " d") for i in range(100)]
+        path = write(tmp_path / "a.jsonl", *(dialogue(f"q{i}", " a", " b") for i in range(100)), *later)
+        data = read(hh_rlhf, path, holdout=0.3)
+        openings = [{text.split("\n\nAssistant:")[0] for text, *_ in texts(side)} for side in (data, data.held_out)]
+        assert not openings[0] & openings[1]
+        assert (len(data), len(data.held_out)) == (2 * len(openings[0]), 2 * len(openings[1]))
+
+    def test_so_are_those_of_chats(self, tmp_path):
+        turns = [user("q"), assistant("a"), user("more")]
+        rows = [triple([{**turns[0], "content": f"q{i}"}, *turns[1:n]], "b", "c") for i in range(100) for n in (1, 3)]
+        data = read(jsonl, write(tmp_path / "a.jsonl", *rows), CHATTY, holdout=0.3)
+        assert len(data) % 2 == len(data.held_out) % 2 == 0
+        openings = [{text.split("<eos>")[0] for text, *_ in texts(side, CHATTY)} for side in (data, data.held_out)]
+        assert not openings[0] & openings[1]
+
+    def test_a_larger_share_holds_out_what_a_smaller_one_does(self, tmp_path):
+        path = write(tmp_path / "a.jsonl", *self.ROWS)
+        held_out = [set(read(jsonl, path, holdout=share).held_out.keys) for share in (0.1, 0.2, 0.5)]
+        assert held_out[0] < held_out[1] < held_out[2]
+
+    @given(st.floats(0, 0.99), st.text())
+    def test_the_share_is_a_probability_over_keys(self, share, text):
+        key = prompt_key(text)
+        assert is_held_out(key, share) == (int(key, 16) / 16**16 < share)
+        assert prompt_key(f" {text}\t") == key
+
+    def test_the_limit_counts_pairs_for_training(self, tmp_path):
+        data = read(jsonl, write(tmp_path / "a.jsonl", *self.ROWS), holdout=0.2, limit=50)
+        assert len(data) == 50
+        assert len(data.held_out) > 0
+
+    def test_the_report_of_a_run_names_both_sides(self, tmp_path):
+        data = read(jsonl, write(tmp_path / "a.jsonl", *self.ROWS), holdout=0.2)
+        assert data.report()["held_out"]["fingerprint"] == data.held_out.fingerprint
+        assert data.held_out.fingerprint != data.fingerprint
+
+    def test_a_side_that_is_empty_is_refused(self, tmp_path):
+        path = write(tmp_path / "a.jsonl", self.ROWS[0])
+        with pytest.raises(BadInput, match=r"holdout=1e-09 of 1 usable pairs: none is held out; use another share"):
+            read(jsonl, path, holdout=1e-9)
+        with pytest.raises(BadInput, match=r"holdout=0.999\d+ of 1 usable pairs: none is left for training"):
+            read(jsonl, path, holdout=1 - 1e-9)
+
+
+class TestIdentity:
+    def test_how_a_data_set_is_read_is_no_part_of_it(self, convert):
+        plain = convert("data=hh_rlhf", "data.path=x").id
+        assert convert("data=hh_rlhf", "data.path=x", "data.num_proc=2", "data.streaming=true").id == plain
+
+    def test_what_is_read_is(self, convert):
+        changes = ("data.subset=a", "data.subset=b", "data.holdout=0.1", "data.holdout=0.2", "data.split=test")
+        ids = {convert("data=hh_rlhf", "data.path=x", change).id for change in ("seed=42", *changes)}
+        assert len(ids) == len(changes) + 1
+
+    def test_a_run_from_before_a_parameter_existed_keeps_its_identity(self, convert):
+        now = convert("data=hh_rlhf", "data.path=x")
+        before = {key: now.data.params[key] for key in ("path", "split", "limit", "max_length")}
+        assert replace(now, data=replace(now.data, params=before)).id == now.id
+
+    def test_so_do_the_parts_of_a_mix(self, convert):
+        assert convert("data=mix", "data.parts.en.num_proc=2").id == convert("data=mix").id
+        assert convert("data=mix", "data.parts.en.holdout=0.1").id != convert("data=mix").id
 
 
 class TestSpecialTokens:
@@ -301,6 +432,12 @@ class TestBadInput:
              "a.jsonl, line 1: column chosen: a chat message needs role and content as text: {'role': 'user'}"),
             (jsonl, "a.jsonl", b'{"prompt": [{"role": "user", "content": "a"}], "chosen": "b", "rejected": "c"}',
              "a.jsonl, line 1: holds chat messages, and 'tiny' has no chat template"),
+            (jsonl, "a.jsonl", b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n\n{"prompt": "d", "answer": "e"}',
+             "a.jsonl, line 3: needs the columns chosen and rejected, found prompt, answer"),
+            (jsonl, "a.jsonl", b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n' + b"x" * 2_000_000,
+             "a.jsonl, line 2: longer than 1,000,000 bytes; a row is a JSON object on one line"),
+            (jsonl, "a.jsonl.gz", gzip.compress(b"x" * 2_000_000),
+             "a.jsonl.gz, line 1: longer than 1,000,000 bytes; a row is a JSON object on one line"),
             (jsonl, "a.txt", b"a", "a.txt: cannot tell its format from its name; known are .jsonl, .json, .jsonl.gz, "
              ".json.gz, .parquet, .csv, .arrow"),
             (jsonl, "a.jsonl.gz", b"{}", "a.jsonl.gz: cannot be read: Not a gzipped file (b'{}')"),
@@ -325,6 +462,65 @@ class TestBadInput:
         path = write(tmp_path / "a.jsonl", triple("a", "b", "c"))
         with pytest.raises(BadInput, match="a single file has one split, 'train'; split='test' is not there"):
             read(jsonl, path, split="test")
+
+    def test_rows_of_text_and_of_messages_in_one_file(self, tmp_path):
+        """Only the messages would get a chat template."""
+        path = write(tmp_path / "a.jsonl", triple("a", "b", "c"), triple("a", [assistant("b")], [assistant("c")]))
+        with pytest.raises(BadInput, match="line 2: holds chat messages, unlike the rows before it"):
+            read(jsonl, path, CHATTY)
+
+    def test_a_long_json_array_on_one_line_is_no_long_row(self, tmp_path):
+        rows = [triple(str(i), "b" * 500, "c" * 500) for i in range(1000)]
+        (tmp_path / "a.json").write_text(json.dumps(rows))
+        assert len(read(jsonl, str(tmp_path / "a.json"))) == 1000
+
+    @pytest.mark.parametrize("path", ["x" * 5000, "~nobody-of-that-name/a.jsonl", "a\0b"])
+    def test_a_path_that_cannot_be_one(self, tmp_path, monkeypatch, path):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(BadInput, match=r"cannot be read: |no such file$"):
+            read(jsonl, path)
+
+    def test_a_folder_that_is_empty(self, tmp_path):
+        with pytest.raises(BadInput, match=r"\[train\]: cannot be read: "):
+            read(jsonl, str(tmp_path))
+
+    def test_a_split_without_rows(self, tmp_path):
+        datasets.Dataset.from_dict({"prompt": [], "chosen": [], "rejected": []}).to_parquet(tmp_path / "a.parquet")
+        with pytest.raises(BadInput, match=r"a.parquet\[train\]: no usable pair \(it has no rows\)"):
+            read(jsonl, str(tmp_path / "a.parquet"))
+
+    def test_wrong_columns_of_a_table_are_named_with_the_row(self, tmp_path):
+        datasets.Dataset.from_list([{"question": "a", "answer": "b"}]).to_parquet(tmp_path / "a.parquet")
+        with pytest.raises(
+            BadInput, match=r"a.parquet\[train\], row 1: needs the columns chosen and rejected, found qu"
+        ):
+            read(jsonl, str(tmp_path / "a.parquet"))
+
+    def test_secrets_in_an_error_of_the_hub_are_not_repeated(self, tmp_path, monkeypatch):
+        def load_dataset(name, **options):
+            raise ConnectionError("403 for https://hub/a.parquet?Signature=s3cret&Key=k with token hf_abcDEF123")
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        with pytest.raises(BadInput) as caught:
+            read(hh_rlhf, "someone/pairs")
+        assert str(caught.value) == (
+            "someone/pairs[train]: cannot be read: 403 for https://hub/a.parquet?… with token hf_…"
+        )
+
+    def test_code_that_comes_with_a_data_set_is_not_run(self, tmp_path):
+        (tmp_path / "pairs").mkdir()
+        (tmp_path / "pairs" / "pairs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+        with pytest.raises(BadInput, match="cannot be read"):
+            read(jsonl, str(tmp_path / "pairs"))
+        assert not (tmp_path / "ran").exists()
+
+    def test_the_command_line_says_it_in_one_line_and_leaves_nothing(self, tmp_path, cli):
+        (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\n')
+        done = cli("data=jsonl", "data.path=a.jsonl", "model=smollm2", "tracking=none", cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr == ("margincall: a.jsonl, line 1: needs the columns chosen and rejected, found prompt\n")
+        assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
 
     def test_a_broken_table(self, tmp_path):
         (tmp_path / "a.parquet").write_bytes(b"no")

@@ -31,7 +31,7 @@ def test_exact_kl_and_entropy_by_hand():
     policy = stack(Tabular(**(DEFAULTS | {"actions": 3, "ref_probs": [0.5, 0.25, 0.25]}), seed=0))
     with torch.no_grad():
         policy.parameters()[0].copy_(torch.tensor([[[0.25, 0.25, 0.5]]]).log())
-    exact = policy.exact_metrics()
+    exact = policy.exact_metrics(policy.watched())
     assert exact["exact/kl"].item() == pytest.approx(0.25 * math.log(0.5) + 0.5 * math.log(2))
     assert exact["exact/entropy"].item() == pytest.approx(1.5 * math.log(2))
     assert [exact[f"log_pi/0/{k}"].exp().item() for k in range(3)] == pytest.approx([0.25, 0.25, 0.5])
@@ -55,7 +55,7 @@ def test_independent_logits_come_from_the_seed_and_the_reference_does_not():
 def test_a_large_table_is_summarised():
     data = synthetic(prompts=MAX_LOGGED_CELLS, p_star=0.5, comparisons=1, seed=0)
     policy = stack(Tabular(**(DEFAULTS | {"per_prompt": True}), seed=0), data=data)
-    assert set(policy.exact_metrics()) == {"exact/kl", "exact/entropy"}
+    assert set(policy.exact_metrics(policy.watched())) == {"exact/kl", "exact/entropy"}
 
 
 @pytest.mark.parametrize(

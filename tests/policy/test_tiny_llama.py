@@ -4,12 +4,16 @@ import json
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from src.data.pairs import keep_usable
 from src.data.toy import notebook_pair
 from src.errors import BadInput
 from src.policy.base import Build
-from src.policy.tiny_llama import TinyLlama
+from src.policy.parameters import ParameterStack
+from src.policy.tiny_llama import TinyLlama, fuse, unfuse
+from tests.policy.llama_oracle import token_log_pi
 
 SIZES = {
     "vocab_size": 32,
@@ -51,7 +55,7 @@ def every_pair(runs: int, data=RAGGED) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def hugging_face(tmp_path_factory):
-    """Two runs saved by us and opened by transformers, in float64 weights."""
+    """A stack of two runs, and each as saved by us and opened by transformers, in float64 weights."""
     from transformers import LlamaForCausalLM
 
     stack = policy(specs(0, 1))
@@ -63,16 +67,19 @@ def hugging_face(tmp_path_factory):
     return stack, models
 
 
-def test_equal_to_transformers_on_the_same_weights(hugging_face):
+@pytest.mark.parametrize("shifted", [True, False])
+def test_equal_to_transformers_on_the_same_weights(hugging_face, shifted):
     """transformers computes norms and the softmax in float32 even here, hence 1e-5 and not 1e-12."""
-    stack, models = hugging_face
-    ids = torch.randint(0, 32, (2, 5, 11), generator=torch.Generator().manual_seed(0))
-    positions = torch.arange(11).expand(2, 5, -1)
-    ours = stack.logits(ids, positions).view(2, 5, 11, 32)
+    _, models = hugging_face
+    found = policy(specs(0, 1), shifted=shifted).token_logps(every_pair(2)).values
     for run, model in enumerate(models):
-        with torch.no_grad():
-            theirs = model(ids[run]).logits
-        torch.testing.assert_close(ours[run], theirs.to(ours.dtype), rtol=1e-5, atol=1e-5)
+        for p, (prompt, ranked) in enumerate(zip(RAGGED.prompts, RAGGED.responses, strict=True)):
+            for k, response in enumerate(ranked):
+                with torch.no_grad():
+                    log_pi = model(torch.tensor([[*prompt, *response]])).logits[0].log_softmax(-1)
+                at = torch.arange(len(response)) + len(prompt) - int(shifted)
+                theirs = log_pi[at, torch.tensor(response)].to(found.dtype)
+                torch.testing.assert_close(found[run, p, k, : len(response)], theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_a_saved_run_comes_back_through_path(hugging_face, tmp_path):
@@ -90,22 +97,138 @@ def test_weights_of_other_shape_are_refused_by_name(hugging_face, tmp_path):
         policy(specs(0, path=str(tmp_path / "saved"), vocab_size=40))
 
 
+# ---- the kernel against one sequence at a time under autograd
+
+
+def by_oracle(weights, spec, data, index_RB, shifted):
+    """Log-prob of every response token, {(run, b, k): [T]}."""
+    return {
+        (run, b, k): token_log_pi(weights[run], spec, data.prompts[p], response, shifted).gather(
+            -1, torch.tensor(response)[:, None]
+        )[:, 0]
+        for run, row in enumerate(index_RB.tolist())
+        for b, p in enumerate(row)
+        for k, response in enumerate(data.responses[p])
+    }
+
+
+@st.composite
+def problems(draw):
+    """A model's sizes, 1 to 3 runs, prompts with 2 to 4 responses of all lengths, a batch of them for each run."""
+    kv_heads, group, half = draw(st.tuples(*[st.integers(1, 3)] * 3))
+    vocabulary = draw(st.integers(8, 20))
+    spec = {
+        "vocab_size": vocabulary,
+        "hidden_size": 2 * half * kv_heads * group,
+        "intermediate_size": draw(st.integers(1, 9)),
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "num_attention_heads": kv_heads * group,
+        "num_key_value_heads": kv_heads,
+    }
+    ranks, shifted = draw(st.integers(2, 4)), draw(st.booleans())
+    ids = st.integers(0, vocabulary - 1)
+    prompts = st.lists(ids, min_size=int(shifted), max_size=7).map(tuple)
+    responses = st.lists(st.lists(ids, min_size=1, max_size=5).map(tuple), min_size=ranks, max_size=ranks, unique=True)
+    rows = draw(st.lists(st.tuples(prompts, responses), min_size=1, max_size=4))
+    data = keep_usable([(prompt, *ranked) for prompt, ranked in rows], "test")
+    runs, batch = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    index = draw(st.lists(st.lists(st.integers(0, len(data) - 1), min_size=batch, max_size=batch),
+                          min_size=runs, max_size=runs))  # fmt: skip
+    return specs(*range(runs), **spec), data, torch.tensor(index), shifted
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems())
+def test_log_probs_and_gradients_of_any_shape_equal_the_oracles(problem):
+    run_specs, data, index_RB, shifted = problem
+    stack = policy(run_specs, data, shifted=shifted)
+    found = stack.token_logps(index_RB)
+    weights = [{k: w.double().requires_grad_() for k, w in spec._weights("reference").items()} for spec in run_specs]
+    expected = by_oracle(weights, run_specs[0], data, index_RB, shifted)
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = torch.tensor(0.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)
+    for (run, b, k), values in expected.items():
+        got = found.values[run, b, k]
+        assert found.mask[run, b, k].tolist() == [t < len(values) for t in range(len(got))]
+        assert got[len(values) :].abs().sum() == 0
+        torch.testing.assert_close(got[: len(values)], values, rtol=1e-9, atol=1e-9)
+        factor = torch.randn(len(values), generator=generator, dtype=torch.float64)
+        ours, theirs = ours + got[: len(values)] @ factor, theirs + values @ factor
+    ours.backward()
+    theirs.backward()
+    gradients = [fuse({k: w.grad for k, w in of_run.items()}, run_specs[0]) for of_run in weights]
+    stacked = ParameterStack(gradients, torch.device("cpu"), torch.float64, run_specs[0].hidden_size).parameter
+    torch.testing.assert_close(stack.parameters()[0].grad, stacked.detach(), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("shifted", [True, False])
-def test_token_logps_equal_a_float64_loop_over_single_unpadded_sequences(shifted):
+def test_whole_distributions_equal_the_oracles_and_carry_gradients(shifted):
     stack = policy(specs(0, 1), shifted=shifted)
-    found = stack.token_logps(every_pair(2))
-    for run in range(2):
-        for p in range(len(RAGGED)):
-            for side, responses in enumerate((RAGGED.chosen, RAGGED.rejected)):
-                prompt, response = RAGGED.prompts[p], responses[p]
-                row = torch.tensor([[[*prompt, *response]]]).expand(2, 1, -1)
-                logits = stack.logits(row, torch.arange(row.shape[-1]).expand(2, 1, -1))[run]
-                for t, token in enumerate(response):
-                    at = len(prompt) + t - int(shifted)
-                    by_hand = logits[at][token] - logits[at].exp().sum().log()
-                    assert found.values[run, p, side, t].item() == pytest.approx(by_hand.item(), abs=1e-12)
-                assert found.mask[run, p, side].sum() == len(response)
-                assert found.values[run, p, side, len(response) :].abs().sum() == 0
+    log_pi = stack.token_logps(every_pair(2), vocabulary=True).log_pi
+    for run, spec in enumerate(specs(0, 1)):
+        weights = {name: w.double() for name, w in spec._weights("reference").items()}
+        for p, (prompt, ranked) in enumerate(zip(RAGGED.prompts, RAGGED.responses, strict=True)):
+            for k, response in enumerate(ranked):
+                expected = token_log_pi(weights, spec, prompt, response, shifted)
+                torch.testing.assert_close(log_pi[run, p, k, : len(response)], expected, rtol=1e-12, atol=1e-12)
+    (log_pi[0, 0, 0, 0].exp() * log_pi[0, 0, 0, 0]).sum().backward()
+    assert stack.parameters()[0].grad[0].abs().sum() > 0
+
+
+def test_float32_is_close_to_float64():
+    exact, rounded = (policy(specs(0, 1), dtype=dtype).token_logps(every_pair(2)).values
+                      for dtype in (torch.float64, torch.float32))  # fmt: skip
+    torch.testing.assert_close(rounded.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_weights_give_float32_log_probs_and_a_gradient():
+    stack = policy(specs(0), dtype=torch.bfloat16)
+    values = stack.token_logps(every_pair(1)).values
+    exact = policy(specs(0)).token_logps(every_pair(1)).values
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(values.double(), exact, rtol=0.1, atol=0.2)
+    values.sum().backward()
+    assert stack.parameters()[0].grad.dtype == torch.bfloat16 and stack.parameters()[0].grad.isfinite().all()
+
+
+def test_what_else_is_in_the_data_does_not_change_a_pair():
+    """A longer prompt or response elsewhere only adds padding."""
+    together = policy(specs(0)).token_logps(every_pair(1)).values
+    for p in range(len(RAGGED)):
+        one = keep_usable([(RAGGED.prompts[p], *RAGGED.responses[p])], "test")
+        alone = policy(specs(0), one).token_logps(every_pair(1, one)).values[0, 0]
+        torch.testing.assert_close(together[0, p, :, : alone.shape[-1]], alone, rtol=0, atol=1e-12)
+
+
+def test_runs_may_have_data_of_their_own():
+    other = keep_usable([((3, 1, 4), (1, 5), (9,)), ((2,), (7, 1), (8,)), ((2, 7), (1, 8), (2,))], "test")
+    build = Build(torch.device("cpu"), torch.float64)
+    values = TinyLlama.stack(specs(0, 1), [RAGGED, other], build).token_logps(every_pair(2)).values
+    alone = policy(specs(1), other).token_logps(every_pair(1, other)).values[0]
+    torch.testing.assert_close(values[1][..., : alone.shape[-1]], alone, rtol=0, atol=1e-12)
+
+
+def test_gradients_add_up_until_they_are_cleared():
+    stack = policy(specs(0))
+    (weights,) = stack.parameters()
+
+    def backward(pair: int) -> torch.Tensor:
+        stack.token_logps(torch.tensor([[pair]])).values.sum().backward()
+        return weights.grad.clone()
+
+    first = backward(0)
+    both = backward(1)
+    weights.grad = None
+    second = backward(1)
+    torch.testing.assert_close(both, first + second, rtol=1e-12, atol=1e-12)
+
+
+def test_fused_weights_come_apart_into_the_same_numbers():
+    (spec,) = specs(0)
+    weights = spec._weights("reference")
+    again = unfuse(fuse(weights, spec), spec, "lm_head")
+    assert again.keys() == weights.keys()
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
 
 
 def test_gradients_equal_finite_differences_in_every_weight():
@@ -167,5 +290,7 @@ def test_data_that_do_not_fit_are_refused():
         policy(specs(0), keep_usable([((), (1,), (2,))], "test"))
     with pytest.raises(BadInput, match=r"num_attention_heads=5 must divide hidden_size=24"):
         policy(specs(0, num_attention_heads=5))
+    with pytest.raises(BadInput, match="gives 3 numbers a head: rotary positions need an even number"):
+        policy(specs(0, hidden_size=12))
     with pytest.raises(BadInput, match="no tokenizer"):
         specs(0)[0].tokenizer()

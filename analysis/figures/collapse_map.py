@@ -1,0 +1,96 @@
+"""Which kind of collapse, and when, by beta and learning rate: a panel for each loss and optimiser.
+
+The darker a cell, the worse: the shades are told apart in grey and by colour-blind readers. A cell holds the median
+step of onset, and under it how many seeds have the label if not all of them do.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from analysis import collapse
+from analysis.figures import draw as d
+from analysis.figures import looks
+from analysis.figures.sheet import Panel, sheet
+from analysis.sweep import census, with_columns
+
+SHADES = dict(
+    zip(collapse.LABELS, ["#f4f4f0", *sns.color_palette("viridis_r", 6).as_hex()[:5], "#000000"], strict=True)
+)
+
+
+def draw(runs: pd.DataFrame, history: pd.DataFrame) -> Figure:
+    """`Sweep.runs` and `Sweep.history` -> the figure. Seeds of a setting share a cell; so does all else that varies."""
+    those = with_columns(runs, "rewards/margins")
+    if those.empty:
+        raise d.NothingToDraw("no run has rewards/margins in its history")
+    verdicts = collapse.verdicts(those, history[history["run"].isin(those.index)])
+    cells = verdicts.join(those[["loss.name", "optimizer.name", "beta", "lr"]]).dropna(subset=["label"])
+    if cells.empty:
+        raise d.NothingToDraw("no run is long enough to judge")
+    several = cells["optimizer.name"].nunique() > 1
+    panels = {
+        looks.loss_name(str(loss)) + (f", {optimizer}" if several else ""): own
+        for (loss, optimizer), own in cells.groupby(["loss.name", "optimizer.name"], sort=False)
+    }
+    rates = sorted(cells["lr"].unique())
+    betas = sorted(cells["beta"].dropna().unique()) + ([math.nan] if cells["beta"].isna().any() else [])
+    by_cell = cells.groupby(["loss.name", "optimizer.name", "beta", "lr"], dropna=False)["label"]
+    shown = [label for label in collapse.LABELS if label in {_most(own) for _, own in by_cell}]
+    keys = [
+        Line2D([], [], linestyle="", marker="s", markersize=6, color=SHADES[label], markeredgecolor="0.4",
+               markeredgewidth=0.4, label=label)
+        for label in shown
+    ]  # fmt: skip
+    seeds = by_cell.size()
+    n = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
+    lacking = len(runs) - len(cells)
+    note = (
+        f"{census(runs)}"
+        + (f"; {lacking} not judged" if lacking else "")
+        + f". {n} run{'s' if n != '1' else ''} a cell."
+        " Number: median step of onset. Colour: the label most of a cell's runs have, of several the worst."
+    )
+    with sheet([*panels], "learning rate", [Panel("β", 5.0 * len(betas) + 3.0)], [keys], note) as on:
+        on.share_y(on.axes)
+        for ax, own in zip(on.axes, panels.values(), strict=True):
+            _panel(ax, own, rates, betas, on.small)
+    return on.figure
+
+
+def _panel(ax: Axes, cells: pd.DataFrame, rates: Sequence[float], betas: Sequence[float], small: bool) -> None:
+    """The axes count settings: lr from left to right, beta upwards."""
+    ax.grid(False)
+    for i, beta in enumerate(betas):
+        for j, rate in enumerate(rates):
+            same = cells["beta"].isna() if math.isnan(beta) else cells["beta"] == beta
+            own = cells[same & (cells["lr"] == rate)]
+            if own.empty:
+                continue
+            label = _most(own["label"])
+            those = own[own["label"] == label]
+            ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=SHADES[label], edgecolor="white", linewidth=0.8))
+            onsets = those["onset"].dropna()
+            if len(onsets) and not small:
+                onset = onsets.median()
+                dark = collapse.LABELS.index(label) > 2
+                share = "" if len(those) == len(own) else f" ({len(those)}/{len(own)})"
+                ax.text(j, i, f"{onset:g}{share}", ha="center", va="center", size=6, color="white" if dark else "black")
+    ax.set_xlim(-0.5, len(rates) - 0.5)
+    ax.set_ylim(-0.5, len(betas) - 0.5)
+    ax.set_xticks(np.arange(len(rates)), [f"{rate:g}" for rate in rates])
+    ax.set_yticks(np.arange(len(betas)), ["none" if math.isnan(beta) else f"{beta:g}" for beta in betas])
+    ax.tick_params(length=0)
+
+
+def _most(labels: "pd.Series[str]") -> str:
+    """The label most of them are, of several the worst."""
+    counts = labels.value_counts()
+    return max(map(str, counts.index[counts == counts.max()]), key=collapse.LABELS.index)

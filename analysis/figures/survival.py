@@ -1,0 +1,79 @@
+"""How long runs hold out: the share that has not collapsed yet, a Kaplan-Meier curve for each loss."""
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter
+
+from analysis import collapse
+from analysis import survival as s
+from analysis.figures import draw as d
+from analysis.figures import looks
+from analysis.figures.sheet import Panel, sheet
+from analysis.sweep import census, with_columns
+
+
+def draw(runs: pd.DataFrame, history: pd.DataFrame) -> Figure:
+    """`Sweep.runs` and `Sweep.history` -> the figure. All settings and seeds of a loss are one group."""
+    those = with_columns(runs, "rewards/margins")
+    if those.empty:
+        raise d.NothingToDraw("no run has rewards/margins in its history")
+    verdicts = collapse.verdicts(those, history[history["run"].isin(those.index)])
+    timed = s.times(verdicts)
+    groups = {str(loss): list(own.index) for loss, own in those.groupby("loss.name", sort=False)}
+    curves = s.curves(timed, groups)
+    base = looks.of_losses(groups)
+    collapsed = timed["collapsed"].groupby(those["loss.name"], sort=False).sum()
+    keys = [
+        Line2D([], [], color=base[loss].colour, marker=base[loss].marker, linewidth=d.WIDTH,
+               label=f"{looks.loss_name(loss)} ({collapsed[loss]} of {len(ids)})", **d.MARKER)
+        for loss, ids in groups.items()
+    ]  # fmt: skip
+    lacking = len(with_columns(runs)) - len(those)
+    left_out = f"; {lacking} without rewards, not shown" if lacking else ""
+    note = (
+        f"{census(runs)}{left_out}. In brackets: runs that collapsed, in any way. Band: 95\N{NO-BREAK SPACE}% interval "
+        f"(Greenwood). Runs that did not are censored at their last step.{_tests(timed, groups)}"
+    )
+    last = int(timed["duration"].max())
+    x_label = "step (optimiser updates; log scale from 1)"
+    together = len(groups) <= d.TOGETHER
+    each = {str(key.get_label()): [loss] for key, loss in zip(keys, groups, strict=True)}
+    panels = {"": [*groups]} if together else each
+    panel = Panel("share not collapsed", 46.0 if together else 30.0)
+    with sheet([*panels], x_label, [panel], [keys if together else []], note) as on:
+        on.share_y(on.axes)
+        for ax, losses in zip(on.axes, panels.values(), strict=True):
+            ax.set_ylim(-0.05, 1.05)
+            for loss in losses:
+                _curve(ax, curves[curves["group"] == loss], base[loss], timed.loc[groups[loss], "duration"].max())
+            ax.yaxis.set_major_locator(FixedLocator([0.0, 0.5, 1.0]))
+            ax.yaxis.set_major_formatter(FuncFormatter(d.plain))
+        d.count_steps_in_tens(on.axes[0], last)
+    return on.figure
+
+
+def _curve(ax: Axes, curve: pd.DataFrame, look: looks.Look, last: float) -> None:
+    """A step function that goes on to the last step of any of the group's runs; markers where it falls."""
+    ends = pd.concat([curve, curve.tail(1).assign(step=last)])
+    ax.step(ends["step"], ends["survival"], where="post", color=look.colour, linewidth=d.WIDTH, zorder=3)
+    falls = curve[curve["survival"].diff() < 0]
+    marked = falls.iloc[:: max(1, len(falls) // 6)]
+    marks: dict[str, Any] = {"color": look.colour, "marker": look.marker, "linestyle": "", **d.MARKER}
+    ax.plot(marked["step"], marked["survival"], zorder=3.1, **marks)
+    ax.fill_between(ends["step"], ends["low"], ends["high"], step="post", color=look.colour, alpha=0.2, linewidth=0)
+
+
+def _tests(timed: pd.DataFrame, groups: s.Groups) -> str:
+    """The log-rank tests in words: the one, or how many of several are significant after Holm's correction."""
+    found = s.log_rank(timed, groups)
+    if found.empty:
+        return ""
+    if len(found) == 1:
+        p = float(found["p"].iloc[0])
+        return f" Log-rank test: p {'< 0.001' if p < 0.001 else f'= {p:.2g}'}."
+    few = int((found["p_holm"] < 0.05).sum())
+    return f" Log-rank: {few} of {len(found)} pairs of losses differ at the 5\N{NO-BREAK SPACE}% level (Holm)."
