@@ -21,6 +21,7 @@ from analysis.sweep import (
     read_sweep_file,
 )
 
+REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins")
 CONTINUATION = b"\xff\xff\xff\xff"  # opens every message of an Arrow stream
 
 
@@ -45,6 +46,11 @@ def read(folder: Path, columns: Collection[str] | None) -> Sweep:
         record |= found
         if history is not None:
             histories[entry["id"]] = history
+        for n, place in enumerate(entry.get("shown_as", [])):
+            copy = record | place | {"id": f"{entry['id']}.{n}", "copy_of": entry["id"]}
+            records.append(copy)
+            if history is not None:
+                histories[copy["id"]], copy["columns"] = _shown_as(history, record, place)
     return assemble(str(folder), name, records, histories, _strays(folder, expected))
 
 
@@ -103,6 +109,22 @@ def _read_run(folder: Path, expected_id: str, columns: Collection[str] | None) -
         **about_the_data(data),
     }
     return record, history if table.num_rows else None
+
+
+def _shown_as(history: History, run: dict[str, Any], place: dict[str, Any]) -> tuple[History, frozenset[str]]:
+    """The history of a run in another place it was asked for. Its loss does not use beta, its rewards are scaled by it.
+
+    sigma(beta h) cannot be had from its mean over a batch at another beta, and is left out.
+    """
+    if "beta" not in place or run.get("beta") == place["beta"]:
+        return history, run["columns"]
+    factor = place["beta"] / run["beta"]
+    scaled = {
+        name: values * factor if name in REWARDS else values
+        for name, values in history.items()
+        if name != "implied_preference"
+    }
+    return scaled, run["columns"] - {"implied_preference"}
 
 
 def about_the_data(data: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ INTEGERS = {"step", "tokens", "pairs", "nonfinite"}  # every other column is flo
 # What `runs` says about a run beside its flattened configuration.
 RECORD = (
     "id", "label", "dir", "expected", "state", "steps_done", "stopped_at", "reason", "rows", "columns", "pairs",
-    "chosen_tokens", "rejected_tokens", "attempt", "problem",
+    "chosen_tokens", "rejected_tokens", "attempt", "problem", "copy_of",
 )  # fmt: skip
 
 History = Mapping[str, np.ndarray]  # one run's columns, one value a step
@@ -47,7 +47,8 @@ class Sweep:
         or "missing" (expected, not found) or "unreadable" (found, and breaks the contract); `problem` says why.
         `expected` is False where no sweep.json says which runs there should be. `rows` and `columns` (a frozenset of
         names) are those of its history, read or not. `chosen_tokens`, `rejected_tokens`: mean length of a response.
-        `attempt`: how often the run was begun.
+        `attempt`: how often the run was begun. `copy_of`: the id of the run itself, where one that several cells of a
+        sweep asked for is shown in the place of another of them.
     history: one row per run and step: `run` (the id), `step`, and the columns asked for, NaN where the run lacks one
         (`with_columns` tells that from a value that is not finite). A run's rows stand together, steps rising, runs in
         the order of `runs`. Runs in `UNREAD` have no rows.
@@ -62,13 +63,13 @@ class Sweep:
 
     def notices(self) -> list[str]:
         """One line for each run that is not simply finished, by name, and for each stray."""
-        odd = self.runs[self.runs["state"] != "finished"]
+        odd = self.runs[(self.runs["state"] != "finished") & self.runs["copy_of"].isna()]
         lines = [f"{run['label']} ({run['dir']}): {_state_in_words(run)}" for run in as_dicts(odd)]
         return lines + [f"{stray}: {why}, left out" for stray, why in self.strays.items()]
 
     def defects(self) -> list[str]:
         """What `--strict` refuses: runs missing, unreadable or not ended, and strays. A divergence is a result."""
-        odd = self.runs[~self.runs["state"].isin(ENDED)]
+        odd = self.runs[~self.runs["state"].isin(ENDED) & self.runs["copy_of"].isna()]
         lines = [f"{run['label']}: {_state_in_words(run)}" for run in as_dicts(odd)]
         return lines + [f"{stray}: {why}" for stray, why in self.strays.items()]
 
@@ -134,6 +135,7 @@ def with_columns(runs: pd.DataFrame, *columns: str) -> pd.DataFrame:
 
 def census(runs: pd.DataFrame) -> str:
     """How many of the expected runs are there, and what became of the others; short enough for a figure."""
+    runs = runs[runs["copy_of"].isna()]
     states = runs["state"]
     read = int((~states.isin(UNREAD)).sum())
     parts = [f"{read} of {len(runs)} runs" if runs["expected"].all() else f"{read} runs found"]

@@ -118,7 +118,8 @@ def test_metrics_are_defined_as_wandb_defines_them(files):
 
 def test_the_versions_and_features_told_are_those_wandb_tells(files):
     ours, theirs = (kinds(files[who], "telemetry")[-1] for who in ("ours", "theirs"))
-    for unknown in ("imports_init", "imports_finish"):  # which libraries the process has imported
+    # Which libraries the process has imported, and the version of transformers if it is one of them.
+    for unknown in ("imports_init", "imports_finish", "huggingface_version"):
         theirs.ClearField(unknown)
     assert ours == theirs
 
@@ -184,7 +185,8 @@ def test_wandb_sync_uploads_the_same_of_both(uploaded):
             json.dumps(metric | {"5": axis}, sort_keys=True) for metric, axis in zip(own["m"], axes, strict=True)
         ]
         own["m"] = sorted(metrics)  # W&B gives them in no particular order
-        own["t"] = {key: value for key, value in own["t"].items() if key not in {"1", "2", "3"}}  # imports and features
+        imported, features = {"1", "2", "6"}, {"3"}  # 6: the version of transformers, where that is imported
+        own["t"] = {key: value for key, value in own["t"].items() if key not in imported | features}
     np.testing.assert_equal(ours.history, theirs.history)
     np.testing.assert_equal(ours.summary, theirs.summary)
     assert ours.config == theirs.config

@@ -93,9 +93,13 @@ class Build:
 class ModelSpec(Protocol):
     """A choice of the `model` config group: a frozen dataclass, validated, that knows how to build R policies."""
 
-    block: ClassVar[int]  # how many runs at most train well together on a CPU
     threads: ClassVar[int | None]  # CPU threads that suit it; None: torch's default
     init: str  # "copy": the policy starts as the reference; "independent": both are random
+
+    @property
+    def block(self) -> int:
+        """How many runs at most train well together on a CPU."""
+        ...
 
     @classmethod
     def stack(cls, specs: Sequence[Self], data: Sequence[PairData], build: Build) -> Policy:

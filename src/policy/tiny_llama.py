@@ -8,6 +8,7 @@ of them with logits (`src.policy.llama_kernel.Layout`), D hidden, H key heads, E
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,6 @@ LAYER_WEIGHTS = ("input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "sel
 class TinyLlama:
     """Configuration, in transformers' names; see conf/model/tiny_llama.yaml."""
 
-    block: ClassVar[int] = 8  # more runs than this leave a CPU's cache
     threads: ClassVar[int | None] = 1  # its products are too small to split; two threads that share a core crawl
 
     vocab_size: Size
@@ -49,6 +49,11 @@ class TinyLlama:
     init: Literal["copy", "independent"]
     path: str | None
     seed: Annotated[int, Ge(0)]
+
+    @property
+    def block(self) -> int:
+        """32 MiB of weights, at least 8 and at most 32 runs: what trained fastest (docs/LOG.md has the table)."""
+        return min(32, max(8, 2**25 // (4 * sum(math.prod(shape) for shape in self.shapes().values()))))
 
     @classmethod
     def stack(cls, specs: Sequence["TinyLlama"], data: Sequence[PairData], build: Build) -> "TinyLlamaPolicy":

@@ -6,12 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from analysis import load
 from analysis.run_directories import read_stream
-from analysis.sweep import RunError, Sweep, SweepError, census, with_columns
+from analysis.sweep import RunError, Sweep, SweepError, as_dicts, census, with_columns
 
 
 def edit(file: Path, **changes: Any) -> None:
@@ -172,3 +173,19 @@ def test_a_bad_sweep_file_is_one_clear_error(tmp_path: Path, content: str, becau
 def test_a_run_directory_is_told_from_a_sweep(four_runs: Path) -> None:
     with pytest.raises(SweepError, match=f"a run directory; give its sweep's directory, {four_runs}"):
         load(folder(four_runs, "dpo_beta0.1_seed42"))
+
+
+def test_a_run_several_cells_asked_for_is_shown_in_each_place_and_counted_once(four_runs: Path) -> None:
+    manifest = json.loads((four_runs / "sweep.json").read_text())
+    first = manifest["runs"][0]
+    beta = json.loads((four_runs / first["dir"] / "config.json").read_text())["beta"]
+    first["shown_as"] = [{"beta": 4 * beta}]
+    (four_runs / "sweep.json").write_text(json.dumps(manifest))
+    sweep = load(four_runs)
+    assert census(sweep.runs) == "4 of 4 runs"
+    (copy,) = as_dicts(sweep.runs[sweep.runs["copy_of"] == first["id"]])
+    assert (copy["beta"], copy["label"]) == (4 * beta, first["label"])
+    own, shown = (sweep.history[sweep.history["run"] == run].set_index("step") for run in (first["id"], copy["id"]))
+    assert shown["margin"].equals(own["margin"])
+    assert np.allclose(shown["rewards/margins"], 4 * own["rewards/margins"], rtol=1e-15)
+    assert shown["implied_preference"].isna().all()
