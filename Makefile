@@ -36,7 +36,7 @@ sync: .venv/installed ## upload the finished runs of a sweep to W&B: make sync S
 constraints: .venv/installed-dev .venv/installed-smollm2 ## write down the versions in use
 	$(BIN)/python -m pip list --format=freeze --exclude-editable --exclude pip --exclude setuptools | sed 's/+cpu$$//' > constraints.txt
 
-bench: .venv/installed-dev ## measure speed against the alternatives and write docs/benchmarks.md (about half an hour)
+bench: .venv/installed-dev ## measure speed against the alternatives and write docs/benchmarks.md (about 20 minutes)
 	$(BIN)/python -m tests.bench --large
 
 bench-gpu: .venv/installed-dev ## the same of the toy model on a GPU; writes docs/benchmarks-gpu.md

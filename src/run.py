@@ -1,5 +1,6 @@
 """The command line: `python -m src.run` trains one run, `python -m src.run -m` a sweep."""
 
+import gc
 import os
 import re
 import sys
@@ -41,6 +42,8 @@ def cli() -> None:
         sys.exit(130)
     except Exception as error:
         give_up(error)
+    finally:
+        gc.freeze()  # else Python looks through all of torch once more before it exits, for most of a second
 
 
 def give_up(error: Exception) -> NoReturn:
@@ -80,8 +83,7 @@ def _warm_up() -> None:
 
     Workers are not forked from this process, which has threads and may have a GPU open.
     """
-    # torch.optim imports torch's compiler when it is first used; a worker imports this module too, and so Hydra.
-    forkserver.set_forkserver_preload(["src.launching.pool", "torch._dynamo", "hydra.main"])
+    forkserver.set_forkserver_preload(["src.launching.preload"])
     forkserver.ensure_running()
 
 

@@ -1,4 +1,4 @@
-"""The benchmark: `python -m tests.bench` measures everything and writes docs/benchmarks.md (about half an hour).
+"""The benchmark: `python -m tests.bench` measures everything and writes docs/benchmarks.md (about 20 minutes).
 
 With `--only` some parts are measured and the page is printed. `--gpu` measures the toy part with compute=cuda and
 writes docs/benchmarks-gpu.md.
@@ -18,7 +18,7 @@ PARTS = {
     "toy": toy.measure, "tabular": tabular.measure, "endtoend": end_to_end.measure, "logging": logs.measure,
     "startup": startup.measure, "floor": floor.measure, "large": large.measure,
 }  # fmt: skip
-ROUNDS, QUICK_ROUNDS = 5, 1
+ROUNDS, QUICK_ROUNDS = 3, 1
 
 
 def main() -> None:

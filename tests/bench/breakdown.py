@@ -81,7 +81,6 @@ def _labelled() -> Iterator[None]:
 
     recorder = src.recording.Recorder
     with (
-        patch.object(src.train, "batch_metrics", label(src.train.batch_metrics)),
         patch.object(recorder, "add", label(recorder.add)),
         patch.object(recorder, "flush", label(recorder.flush)),
     ):
