@@ -21,6 +21,7 @@ from analysis.figures import looks
 from analysis.figures.sheet import Panel, sheet
 from analysis.sweep import census, with_columns
 
+MOST_NUMBERED = 5  # cells side by side in which a number can be read
 SHADES = dict(
     zip(collapse.LABELS, ["#f4f4f0", *sns.color_palette("viridis_r", 6).as_hex()[:5], "#000000"], strict=True)
 )
@@ -52,20 +53,22 @@ def draw(runs: pd.DataFrame, history: pd.DataFrame) -> Figure:
     seeds = by_cell.size()
     n = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
     lacking = len(runs) - len(cells)
+    numbered = len(rates) <= MOST_NUMBERED
     note = (
         f"{census(runs)}"
         + (f"; {lacking} not judged" if lacking else "")
         + f". {n} run{'s' if n != '1' else ''} a cell."
-        " Number: median step of onset. Colour: the label most of a cell's runs have, of several the worst."
+        + (" Number: median step of onset." if numbered else "")
+        + " Colour: the label most of a cell's runs have, of several the worst."
     )
     with sheet([*panels], "learning rate", [Panel("β", 5.0 * len(betas) + 3.0)], [keys], note) as on:
         on.share_y(on.axes)
         for ax, own in zip(on.axes, panels.values(), strict=True):
-            _panel(ax, own, rates, betas, on.small)
+            _panel(ax, own, rates, betas, numbered)
     return on.figure
 
 
-def _panel(ax: Axes, cells: pd.DataFrame, rates: Sequence[float], betas: Sequence[float], small: bool) -> None:
+def _panel(ax: Axes, cells: pd.DataFrame, rates: Sequence[float], betas: Sequence[float], numbered: bool) -> None:
     """The axes count settings: lr from left to right, beta upwards."""
     ax.grid(False)
     for i, beta in enumerate(betas):
@@ -78,7 +81,7 @@ def _panel(ax: Axes, cells: pd.DataFrame, rates: Sequence[float], betas: Sequenc
             those = own[own["label"] == label]
             ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=SHADES[label], edgecolor="white", linewidth=0.8))
             onsets = those["onset"].dropna()
-            if len(onsets) and not small:
+            if len(onsets) and numbered:
                 onset = onsets.median()
                 dark = collapse.LABELS.index(label) > 2
                 share = "" if len(those) == len(own) else f" ({len(those)}/{len(own)})"

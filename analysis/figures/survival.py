@@ -18,6 +18,7 @@ from analysis.sweep import census, with_columns
 
 def draw(runs: pd.DataFrame, history: pd.DataFrame) -> Figure:
     """`Sweep.runs` and `Sweep.history` -> the figure. All settings and seeds of a loss are one group."""
+    runs = runs[runs["copy_of"].isna()]  # a run counts once, in however many places it was asked for
     those = with_columns(runs, "rewards/margins")
     if those.empty:
         raise d.NothingToDraw("no run has rewards/margins in its history")
