@@ -141,7 +141,7 @@ def written(folder: Path, *runs: Run) -> Path:
 
 
 def four() -> list[Run]:
-    """DPO and IPO at beta .1 and .5: issue 2's sweep."""
+    """DPO and IPO at beta .1 and .5: the README's sweep."""
     return [Run(loss, beta) for loss in ("dpo", "ipo") for beta in (0.1, 0.5)]
 
 
