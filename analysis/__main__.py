@@ -1,11 +1,13 @@
-"""`python -m analysis SOURCE`: the figures and the table of final values of one sweep."""
+"""`python -m analysis SOURCE`: the figures and tables of one sweep; without SOURCE those that need none."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analysis.figures import catalogue
 from analysis.load import WANDB, load
 from analysis.sweep import REWARD_MODEL, Sweep, SweepError, census, with_columns
 
@@ -16,15 +18,30 @@ if TYPE_CHECKING:
 
     from analysis.statistics import Curve
 
+COMMANDS = ("report", "watch", "dashboard")  # modules here that have a `main` of their own
 WITHIN = 0.01  # how near, relatively, IPO's margin must come to its target to be called there
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: written. 1: the sweep has no history to draw yet. 2: not a sweep, or refused by --strict; nothing written."""
+    words = [*(sys.argv[1:] if arguments is None else arguments)]
+    if words and words[0] in COMMANDS:  # a directory of that name is still to be had, as ./report
+        return int(import_module(f"analysis.{words[0]}").main(words[1:]))
     options = _parser().parse_args(arguments)
     try:
-        sweep = load(options.source, columns=_columns(), expected=options.expected)
-    except SweepError as error:
+        formats = _chosen("--format", options.format, catalogue.FORMATS)
+        metrics = [name for name in (options.metric or "").split(",") if name]
+        names = _names(options.figures, metrics, of_a_sweep=options.source is not None)
+    except Refused as error:
+        print(f"analysis: {error}", file=sys.stderr)
+        return 2
+    if options.source is None:
+        return _theory(names, options.out or Path("figures"), formats)
+    shown = metrics or list(catalogue.METRICS)
+    try:
+        sweep = load(options.source, columns=_columns(names, shown), expected=options.expected)
+        _check_metrics(sweep, metrics)
+    except (SweepError, Refused) as error:
         print(f"analysis: {error}", file=sys.stderr)
         return 2
     for line in sweep.notices():
@@ -37,54 +54,95 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"analysis: {sweep.source}: {census(sweep.runs)}; none has a row of history yet", file=sys.stderr)
         return 1
     out: Path = options.out or _beside(options.source, sweep.name)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        print(f"analysis: --out {out}: cannot be used as a directory ({error.strerror})", file=sys.stderr)
+    if not _made(out):
         return 2
 
-    from analysis import collapse, tables
-    from analysis.figures import style
-    from analysis.figures.draw import NothingToDraw
+    from analysis import outputs
 
-    written, not_written = [], []
-    for name, figure in _figures().items():
-        try:
-            written += style.save(figure.draw(sweep.runs, sweep.history), out / name)
-        except NothingToDraw as reason:
-            for stale in style.files(out / name):  # of an earlier sweep of this name
-                stale.unlink(missing_ok=True)
-            not_written.append(f"figure {name}: not written, {reason}")
-    table = tables.final(sweep.runs, sweep.history)
-    verdicts = collapse.verdicts(sweep.runs, sweep.history)
-    texts = {
-        "final.csv": tables.csv(table), "final.md": tables.markdown(table),
-        "collapse.csv": tables.csv(verdicts.rename_axis("id").reset_index()),
-    }  # fmt: skip
-    for file, text in texts.items():
-        (out / file).write_text(text, encoding="utf-8")
-        written.append(out / file)
-    for line in (*map(str, written), *not_written):
+    written = outputs.of_a_sweep(sweep, out, names, shown, formats)
+    for line in written.problems:
+        print(f"analysis: {line}", file=sys.stderr)
+    for line in (*map(str, written.files), *written.left_out):
         print(line)
     print(f"{sweep.name}: {census(sweep.runs)}")
-    for line in summary(sweep, table, verdicts):
+    for line in summary(sweep, written.table, written.verdicts):
         print(line)
     return 0
 
 
+def _theory(names: Sequence[str], out: Path, formats: Sequence[str]) -> int:
+    """Without a sweep: the figures that need none."""
+    if not _made(out):
+        return 2
+
+    from analysis import outputs
+
+    for file in outputs.of_drawings(catalogue.of_theory(names), out, formats).files:
+        print(file)
+    return 0
+
+
+class Refused(Exception):
+    """What was asked for cannot be had: one line."""
+
+
+def _names(asked: str | None, metrics: Sequence[str], of_a_sweep: bool) -> list[str]:
+    """The figures to draw. A metric without a figure named means its curves."""
+    allowed = catalogue.NAMES if of_a_sweep else catalogue.OF_THEORY
+    if asked is None:
+        default = catalogue.OF_A_SWEEP if of_a_sweep else catalogue.OF_THEORY
+        names = ["curves"] if metrics else list(default)
+    else:
+        if not of_a_sweep and (needing := [name for name in asked.split(",") if name in catalogue.OF_A_SWEEP]):
+            needing = [name for name in needing if name not in catalogue.OF_THEORY]
+            if needing:
+                raise Refused(f"--figures {','.join(needing)}: give a SOURCE; without one: {', '.join(allowed)}")
+        names = _chosen("--figures", asked, allowed)
+        names += ["curves"] if metrics and "curves" not in names else []
+    if metrics and not of_a_sweep:
+        raise Refused("--metric needs a SOURCE, whose history has the metric")
+    return names
+
+
+def _chosen(option: str, asked: str, allowed: Sequence[str]) -> list[str]:
+    """Names separated by commas, each once. Raises Refused."""
+    names = list(dict.fromkeys(name.strip() for name in asked.split(",")))
+    unknown = [name for name in names if name not in allowed]
+    if unknown:
+        raise Refused(f"{option}: no {', '.join(map(repr, unknown))}; there are {', '.join(allowed)}")
+    return names
+
+
+def _check_metrics(sweep: Sweep, metrics: Sequence[str]) -> None:
+    """Raises Refused if no run's history has one of them."""
+    there: frozenset[str] = frozenset().union(*sweep.runs["columns"])
+    unknown = [name for name in metrics if name not in there or name == "step"]
+    if unknown and there:
+        known = ", ".join(sorted(there - {"step"}))
+        raise Refused(f"--metric: no {', '.join(map(repr, unknown))} in the history of {sweep.name}; there are {known}")
+
+
+def _made(out: Path) -> bool:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"analysis: --out {out}: cannot be used as a directory ({error.strerror})", file=sys.stderr)
+        return False
+    return True
+
+
 def _figures() -> "dict[str, ModuleType]":
-    """Name of the file -> what draws it."""
-    from analysis.figures import collapse_map, final_margin, margin, phase, rejected_prob, rewards, survival
-
-    modules = (rejected_prob, margin, rewards, phase, final_margin, collapse_map, survival)
-    return {module.__name__.rpartition(".")[2]: module for module in modules}
+    """Those figures that a module's `draw(runs, history)` draws."""
+    others = ("reward_histograms", "samples")
+    return {name: import_module(f"analysis.figures.{name}") for name in catalogue.OF_A_SWEEP if name not in others}
 
 
-def _columns() -> set[str]:
+def _columns(names: Sequence[str] = catalogue.OF_A_SWEEP, metrics: Sequence[str] = catalogue.METRICS) -> set[str]:
     """Every column that something here reads; a tabular policy may have a hundred more."""
-    from analysis import collapse, tables
+    from analysis import by_setting, collapse, tables
 
-    return {*collapse.COLUMNS, *tables.LAST, *tables.LARGEST}
+    tabled = {*collapse.COLUMNS, *tables.LAST, *tables.LARGEST, *by_setting.FINAL}
+    return tabled | catalogue.columns(names, metrics)
 
 
 def _beside(source: str, name: str) -> Path:
@@ -154,15 +212,29 @@ def _finals(rows: "pd.DataFrame", columns: frozenset[str]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis",
-        description="Draw a sweep: pi(rejected), the margin and the rewards against step (PDF and PNG), and tables of "
-        "final values (CSV and Markdown) and of verdicts on collapse (CSV). Runs that are missing, unreadable, "
-        "unfinished, failed or diverged are named on stderr.",
+        description="Draw a sweep: figures (PDF and PNG), tables of final values, of verdicts on collapse and of how "
+        "these hang on their thresholds (CSV, Markdown, LaTeX), and the papers of its losses (BibTeX). Runs that are "
+        "missing, unreadable, unfinished, failed or diverged are named on stderr. Without SOURCE: the figures that "
+        "need no sweep. `python -m analysis report|watch|dashboard --help` for more.",
     )
     parser.add_argument(
         "source",
         metavar="SOURCE",
+        nargs="?",
         help="a sweep's directory, which holds sweep.json; or a folder with W&B's offline files below it; or "
         "wandb://ENTITY/PROJECT[/SWEEP]",
+    )
+    parser.add_argument(
+        "--figures",
+        metavar="A,B",
+        help=f"only these: {', '.join(catalogue.NAMES)} (default: all that are about the sweep; without SOURCE: "
+        f"{', '.join(catalogue.OF_THEORY)})",
+    )
+    parser.add_argument(
+        "--metric", metavar="A,B", help="columns of the history whose learning curves are drawn (default: loss)"
+    )
+    parser.add_argument(
+        "--format", metavar="A,B", default="pdf,png", help=f"of {', '.join(catalogue.FORMATS)} (default: pdf,png)"
     )
     parser.add_argument(
         "--expected",
@@ -174,7 +246,8 @@ def _parser() -> argparse.ArgumentParser:
         "--out",
         metavar="DIR",
         type=Path,
-        help="where to write (default: figures in SOURCE, or for wandb:// in a folder of the sweep's name)",
+        help="where to write (default: figures in SOURCE, for wandb:// in a folder of the sweep's name, without SOURCE "
+        "here)",
     )
     parser.add_argument(
         "--strict",

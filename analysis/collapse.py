@@ -5,7 +5,8 @@ time s = sum of the learning rates of the updates made, the clock of all growth 
 constant). Arrays are [R, T]: runs, and steps from 0, NaN after a run's end.
 
 Two rules hold for every indicator of one run. What is compared with a threshold is the mean over one pass over the
-data (over one update, where a batch is all of it), so that a batch's luck is not taken for the state of the run. An
+data (over one update, where a batch is all of it), so that a batch's luck is not taken for the state of the run: each
+pass by itself where the data are shuffled and a pass is a whole number of batches, else the last so many rows. An
 indicator sets in at the first row from which it held `Thresholds.hold` rows on end, and counts if it held in the last
 `hold` rows of the record too. What is growing or still falling is judged at the end of the record, over the last
 tenfold of s: so a crossing is dated, and growth is known from all that came after.
@@ -27,6 +28,8 @@ import pandas as pd
 from scipy.special import expit
 
 from analysis import distribution, growth_law
+from analysis.passes import rows_of_a_pass as rows_of_a_pass
+from analysis.passes import smoothed
 
 Array = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -37,7 +40,6 @@ LABELS = (
 )  # fmt: skip
 INDICATORS = tuple(f"C{i}" for i in range(1, 12))
 GOLD_REWARD = "gold_reward"  # mean true reward of the policy's responses, where a study knows it and records it
-LARGEST_PASS = 100  # batches; a mean over more is no steadier than needed and only sets in later
 COLUMNS = (
     "loss", "lr", "margin", "rewards/margins", "log_ratios/chosen", "log_ratios/rejected", "log_pi/chosen",
     "log_pi/rejected", "exact/kl", "exact/entropy", "log_pi/*/*", GOLD_REWARD,
@@ -97,7 +99,7 @@ def verdicts(runs: pd.DataFrame, history: pd.DataFrame, thresholds: Thresholds =
     displacement: "", "mild", "severe" or "catastrophic" (another response is likelier than the chosen one).
     u, h, a, b, b_per_token, du_dlog_s, db_dlog_s: at the end; growth: the law of u over the last tenfold of s.
     """
-    return _judged(features(runs, history), thresholds)
+    return judged(features(runs, history), thresholds)
 
 
 def sensitivity(runs: pd.DataFrame, history: pd.DataFrame, thresholds: Thresholds = DEFAULT) -> pd.DataFrame:
@@ -106,14 +108,18 @@ def sensitivity(runs: pd.DataFrame, history: pd.DataFrame, thresholds: Threshold
     Columns: threshold, factor, value, changed (runs with another label than at `thresholds`), then the number of runs
     under each label.
     """
-    found = features(runs, history)
-    base = _judged(found, thresholds)["label"]
+    return sensitivity_of(features(runs, history), thresholds)
+
+
+def sensitivity_of(found: "Features", thresholds: Thresholds = DEFAULT) -> pd.DataFrame:
+    """`sensitivity`, of features that are there already."""
+    base = judged(found, thresholds)["label"]
     rows = []
     for threshold in fields(thresholds):
         for factor in (0.5, 2.0):
             value = getattr(thresholds, threshold.name) * factor
             moved = replace(thresholds, **{threshold.name: round(value) if threshold.name == "hold" else value})
-            label = _judged(found, moved)["label"]
+            label = judged(found, moved)["label"]
             changed = int((label.fillna("") != base.fillna("")).sum())
             counts = {name: int((label == name).sum()) for name in LABELS}
             rows.append({"threshold": threshold.name, "factor": factor, "value": value, "changed": changed} | counts)
@@ -155,7 +161,7 @@ def features(runs: pd.DataFrame, history: pd.DataFrame) -> Features:
     window = rows_of_a_pass(runs)
 
     def smooth(values: Array) -> Array:
-        return _trailing_mean(values, window)
+        return smoothed(values, runs, rows)
 
     lr = grid("lr")
     lr[np.isnan(lr).all(1)] = 1.0  # a history without learning rates: time is counted in updates
@@ -196,8 +202,8 @@ def features(runs: pd.DataFrame, history: pd.DataFrame) -> Features:
     )
 
 
-def _judged(f: Features, at: Thresholds) -> pd.DataFrame:
-    """Compare with thresholds, date, combine."""
+def judged(f: Features, at: Thresholds = DEFAULT) -> pd.DataFrame:
+    """The cheap half of `verdicts`: compare with thresholds, date, combine."""
     v, runs = f.values, f.runs
     beta = runs["beta"].to_numpy(dtype=float)[:, None]
     with np.errstate(invalid="ignore", over="ignore"):
@@ -306,29 +312,6 @@ def _since(flags: Flags, rows: npt.NDArray[np.int64], hold: int) -> tuple[Flags,
 
 def _together(onset: Array, both: Flags) -> Array:
     return np.where(both, onset, np.nan)
-
-
-def rows_of_a_pass(runs: pd.DataFrame) -> npt.NDArray[np.int64]:
-    """[R] how many batches a pass over the data has; 1 where that is not known."""
-    if "pairs" not in runs or "batch_size" not in runs:
-        return np.ones(len(runs), np.int64)
-    pairs = pd.to_numeric(runs["pairs"]).fillna(1).to_numpy(dtype=float)
-    size = pd.to_numeric(runs["batch_size"], errors="coerce").to_numpy(dtype=float)  # "full": NaN
-    return np.ceil(np.where(np.isnan(size), 1.0, pairs / size)).clip(1, LARGEST_PASS).astype(np.int64)
-
-
-def _trailing_mean(values: Array, window: npt.NDArray[np.int64]) -> Array:
-    """The mean over a run's last `window` rows; NaN before there are so many."""
-    smooth = values.copy()
-    for w in np.unique(window[window > 1]):
-        those = window == w
-        with np.errstate(invalid="ignore"):
-            total = np.cumsum(values[those], axis=1)
-        mean = np.full_like(total, np.nan)
-        mean[:, w - 1 :] = total[:, w - 1 :]
-        mean[:, w:] -= total[:, :-w]
-        smooth[those] = mean / w
-    return smooth
 
 
 def _relative_speed(u: Array, window: npt.NDArray[np.int64]) -> Array:

@@ -1,5 +1,7 @@
 """Run directories (`docs/run-directory.md`, format 1) -> a `Sweep`."""
 
+import fcntl
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,8 @@ def read(folder: Path, columns: Collection[str] | None) -> Sweep:
             continue
         try:
             found, history = _read_run(run, entry["id"], columns)
+            if found["state"] == "running" and _was_killed(folder, run, entry["id"]):
+                found |= {"state": "interrupted", "reason": "killed: it says running, but nobody holds its lock"}
         except RunError as error:
             record |= {"state": "unreadable", "problem": str(error)}
             continue
@@ -52,6 +56,26 @@ def read(folder: Path, columns: Collection[str] | None) -> Sweep:
             if history is not None:
                 histories[copy["id"]], copy["columns"] = _shown_as(history, record, place)
     return assemble(str(folder), name, records, histories, _strays(folder, expected))
+
+
+def _was_killed(sweep: Path, run: Path, id: str) -> bool:
+    """Of a run that said it is running. One that ended meanwhile has said so before it let go of its lock."""
+    return not _is_held(sweep / ".locks" / id) and read_json(run / "status.json").get("state") == "running"
+
+
+def _is_held(lock: Path) -> bool:
+    """Does the process that trains the run live? It holds the lock as long as it does. Looking writes nothing."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def read_stream(path: Path, columns: Collection[str] | None = None) -> tuple[pa.Table, frozenset[str]]:

@@ -9,6 +9,7 @@ are too narrow; nothing repairs that but more seeds. All are drawn from an expli
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import combinations
 from typing import Any, cast
 
@@ -18,11 +19,14 @@ import pandas as pd
 from scipy import stats
 from scipy.special import stdtrit
 
-from analysis.sweep import PREFERENCE, settings
+from analysis.sweep import PREFERENCE, objectives, settings
 
 OF_A_CURVE = {"seed", "beta", "loss.name", "loss.beta", "objective"}  # these cannot tell two settings apart
 # When several columns move together the first of these names the setting.
-BOUNDED = ("rewards/accuracies", "implied_preference")  # shares: a t interval could leave [0, 1]
+# Shares, and what cannot be negative: a t interval could leave their range.
+BOUNDED = (
+    "rewards/accuracies", "implied_preference", "k2_on_data", "k3_on_data", "grad_norm", "exact/kl", "exact/entropy",
+)  # fmt: skip
 RESAMPLES = 5000  # of a bootstrap; the ends of an interval then vary by 2 % of its width between seeds
 NAMED_FIRST = ("lr", "optimizer.name", "model.name", "data.name", "scheduler.name", "logps")
 
@@ -43,7 +47,7 @@ def curves(runs: pd.DataFrame) -> list[Curve]:
     drawn = runs[runs["rows"] > 0]
     if drawn.empty:
         return []
-    drawn = drawn.assign(objective=drawn["objective"].fillna(PREFERENCE) if "objective" in drawn else PREFERENCE)
+    drawn = drawn.assign(objective=objectives(drawn))
     axes = _other_axes(drawn)
     order = {loss: position for position, loss in enumerate(dict.fromkeys(drawn["loss.name"]))}
     found = []
@@ -76,8 +80,8 @@ def set_apart(runs: pd.DataFrame, curve: Curve) -> tuple[Curve | None, list[Curv
 def over_seeds(history: pd.DataFrame, curve: Curve, column: str) -> pd.DataFrame:
     """Columns step, mean, low, high, n: the mean over a curve's runs and its 95 % interval (NaN where n < 2).
 
-    Student's t; of a share (`BOUNDED`) a bootstrap's, whole runs drawn again, which cannot leave [0, 1]. A step's mean
-    is over the runs that have a finite value there; `n` says how many.
+    Student's t; of `BOUNDED` quantities a bootstrap's, whole runs drawn again, which cannot leave their range. A step's
+    mean is over the runs that have a finite value there; `n` says how many.
     """
     rows = history.loc[history["run"].isin(curve.ids), ["run", "step", column]].replace([np.inf, -np.inf], np.nan)
     by_step = rows.groupby("step")[column].agg(["mean", "std", "count"]).reset_index()
@@ -196,12 +200,26 @@ def _bootstrap(
     return found.confidence_interval.low, found.confidence_interval.high
 
 
+def mean_interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % percentile interval of the mean of some seeds, bootstrapped from a fixed seed; NaN for one."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    low, high = np.quantile(_draws(len(values), RESAMPLES) @ values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+@lru_cache(maxsize=64)
+def _draws(n: int, resamples: int) -> npt.NDArray[np.float64]:
+    """[resamples, n] the weight of each of n runs in the mean of each resample; the same each time."""
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), resamples) / n
+
+
 def _bootstrap_band(values: npt.NDArray[np.float64], resamples: int = 1000) -> npt.NDArray[np.float64]:
     """[runs, steps] with gaps -> [2, steps]: the 95 % percentile interval of the mean of the values that are there.
 
     A run is drawn with all its steps, and how often it is drawn weighs it; scipy's bootstrap knows no gaps.
     """
-    weights = np.random.default_rng(0).multinomial(len(values), np.full(len(values), 1 / len(values)), resamples)
+    weights = _draws(len(values), resamples)
     there = np.isfinite(values)
     with np.errstate(invalid="ignore"):  # a draw may have none of the runs that go so far
         means = (weights @ np.where(there, values, 0.0)) / (weights @ there)

@@ -117,7 +117,8 @@ def settings(runs: pd.DataFrame) -> list[str]:
     """The columns of the configuration: not who a run is, how it ended, or where and how it ran."""
     names = [str(column) for column in runs.columns]
     others = {*RECORD, "sweep", "output", "save"}
-    return [name for name in names if name not in others and not name.startswith(("tracking.", "compute."))]
+    beside = ("tracking.", "compute.", "evaluation.")  # these change no result
+    return [name for name in names if name not in others and not name.startswith(beside)]
 
 
 def as_dicts(runs: pd.DataFrame) -> list[dict[str, Any]]:
@@ -131,6 +132,13 @@ def with_columns(runs: pd.DataFrame, *columns: str) -> pd.DataFrame:
     it: a reward model has no `margin`, nor has a run that was trained without a reference.
     """
     return runs[[rows > 0 and {*columns} <= names for rows, names in zip(runs["rows"], runs["columns"], strict=True)]]
+
+
+def objectives(runs: pd.DataFrame) -> "pd.Series[str]":
+    """What each run trains: `PREFERENCE`, where its configuration does not say, or `REWARD_MODEL`."""
+    if "objective" not in runs:
+        return pd.Series(PREFERENCE, index=runs.index)
+    return runs["objective"].fillna(PREFERENCE)
 
 
 def census(runs: pd.DataFrame) -> str:

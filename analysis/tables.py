@@ -91,9 +91,44 @@ def csv(table: pd.DataFrame) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """A pipe table, columns padded so that it also reads as plain text."""
-    rows = [list(MARKDOWN.values())]
-    rows += [[_cell(column, run[column]) for column in MARKDOWN] for _, run in table.iterrows()]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(MARKDOWN))]
+    cells = [[_cell(column, value) for value in table[column]] for column in MARKDOWN]
+    return _pipes([list(MARKDOWN.values()), *map(list, zip(*cells, strict=True))])
+
+
+def sensitivity(table: pd.DataFrame, runs: int) -> str:
+    """`collapse.sensitivity` in Markdown, under a line that says what it is."""
+    rows = [[str(column) for column in table.columns]]
+    rows += [[_cell(str(column), value) for column, value in row.items()] for _, row in table.iterrows()]
+    head = (
+        f"How the labels of {runs} runs move when one of `analysis.collapse.Thresholds` is halved or doubled.\n"
+        "`changed`: runs with another label than at the thresholds as they are; the other columns: runs by label.\n"
+    )
+    return f"{head}\n{_pipes(rows)}"
+
+
+def samples(runs: pd.DataFrame, answers: pd.DataFrame, most: int) -> str:
+    """`beside_history.samples`, or some of its rows, in Markdown: a table for each prompt. At most so many rows."""
+    shown = answers.head(most)
+    parts = [f"{len(shown)} of {len(answers)} answers.\n"] if len(shown) < len(answers) else []
+    for (pair, prompt), own in shown.groupby(["pair", "prompt"], sort=True):
+        rows = [["run", "step", "k1 [nats]", "k3 [nats]", "answer"]]
+        for run, step, k1, k3, answer in zip(own["run"], own["step"], own["k1"], own["k3"], own["answer"], strict=True):
+            numbers = [_cell(name, value) for name, value in (("k1", k1), ("k3", k3))]
+            rows.append([str(runs.loc[run, "label"]), str(step), *numbers, _plain(str(answer))])
+        quoted = "\n".join(f"> {_plain(line)}" for line in str(prompt).split("\n"))
+        parts.append(f"### Pair {pair}\n\n{quoted}\n\n{_pipes(rows)}")
+    return "\n".join(parts)
+
+
+def _plain(text: str) -> str:
+    """In a cell of a pipe table: one line, nothing of it read as Markdown or HTML that could break the table."""
+    for character, instead in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("\n", "<br>")):
+        text = text.replace(character, instead)
+    return text.replace("\r", "")
+
+
+def _pipes(rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in padded]
     lines.insert(1, f"|{'|'.join('-' * (width + 2) for width in widths)}|")

@@ -25,14 +25,14 @@ def ipo_target(beta: float) -> float:
     return 1.0 / (2.0 * beta)
 
 
-def dpo_slope(h: float, beta: float) -> float:
+def dpo_slope(h: npt.ArrayLike, beta: float) -> Array:
     """L1 = -beta sigma(-beta h) for L = -log sigma(beta h) (Rafailov et al. 2023, arXiv 2305.18290, Eq. 7)."""
-    return float(-beta * expit(-beta * h))
+    return np.asarray(-beta * expit(-beta * np.asarray(h, dtype=np.float64)))
 
 
-def ipo_slope(h: float, beta: float) -> float:
+def ipo_slope(h: npt.ArrayLike, beta: float) -> Array:
     """L1 = 2 (h - 1/(2 beta)) for L = (h - 1/(2 beta))^2 (arXiv 2310.12036, Eq. 17)."""
-    return 2.0 * (h - ipo_target(beta))
+    return np.asarray(2.0 * (np.asarray(h, dtype=np.float64) - ipo_target(beta)))
 
 
 def solve_u_plus_exp_u(w: npt.ArrayLike) -> Array:
@@ -74,14 +74,15 @@ def ipo_sgd_margin(t: npt.ArrayLike, *, h0: float, beta: float, eta: float, K: f
 class ClosedForm:
     """What is known in closed form about one loss under SGD on one pair."""
 
-    slope: Callable[[float, float], float]  # (h, beta) -> L1
+    slope: Callable[[npt.ArrayLike, float], Array]  # (h, beta) -> L1
+    loss: Callable[[Array, float], Array]  # (h, beta) -> L
     margin: Callable[..., Array]
     momentum: bool  # does `margin` know heavy-ball momentum?
 
 
 CLOSED_FORMS = {
-    "dpo": ClosedForm(dpo_slope, dpo_sgd_margin, momentum=True),
-    "ipo": ClosedForm(ipo_slope, ipo_sgd_margin, momentum=False),
+    "dpo": ClosedForm(dpo_slope, lambda h, beta: np.logaddexp(0, -beta * h), dpo_sgd_margin, momentum=True),
+    "ipo": ClosedForm(ipo_slope, lambda h, beta: (h - ipo_target(beta)) ** 2, ipo_sgd_margin, momentum=False),
 }
 
 
@@ -105,7 +106,7 @@ def margin_line(run: Mapping[str, Any], start: Mapping[str, Any], t: npt.ArrayLi
         return Line(None, why_not=reason)
     form = CLOSED_FORMS[run["loss.name"]]
     beta, eta, h0 = float(run["beta"]), float(run["lr"]), float(start["margin"])
-    slope = form.slope(h0, beta)
+    slope = float(form.slope(h0, beta))
     K = (float(start["grad_norm"]) / slope) ** 2 if slope else math.nan
     if not (math.isfinite(K) and math.isfinite(h0)):
         return Line(None, why_not="row 0 does not give K (gradient zero or not finite)")
@@ -114,6 +115,28 @@ def margin_line(run: Mapping[str, Any], start: Mapping[str, Any], t: npt.ArrayLi
     if form.momentum:
         return Line(form.margin(t, h0=h0, beta=beta, eta=eta, K=K, momentum=_number(run, "optimizer.momentum")), K)
     return Line(form.margin(t, h0=h0, beta=beta, eta=eta, K=K), K)
+
+
+# What follows from the margin alone, where one pair is the whole data: (closed form, K, h [T], beta) -> [T].
+FROM_MARGIN: dict[str, Callable[[ClosedForm, float, Array, float], Array]] = {
+    "margin": lambda form, K, h, beta: h,
+    "rewards/margins": lambda form, K, h, beta: beta * h,
+    "implied_preference": lambda form, K, h, beta: np.asarray(expit(beta * h)),
+    "loss": lambda form, K, h, beta: form.loss(h, beta),
+    "grad_norm": lambda form, K, h, beta: math.sqrt(K) * np.abs(form.slope(h, beta)),
+}
+
+
+def metric_line(
+    metric: str, run: Mapping[str, Any], start: Mapping[str, Any], t: npt.ArrayLike
+) -> tuple[Array | None, str]:
+    """One of `FROM_MARGIN` at the margin of `margin_line` [T]; or None and why there is none."""
+    if metric not in FROM_MARGIN:
+        return None, f"no closed form for {metric}"
+    line = margin_line(run, start, t)
+    if line.margin is None:
+        return None, line.why_not
+    return FROM_MARGIN[metric](CLOSED_FORMS[run["loss.name"]], line.K, line.margin, float(run["beta"])), ""
 
 
 def why_no_line(run: Mapping[str, Any]) -> str:

@@ -1,13 +1,16 @@
 """What W&B knows of runs, offline or online -> a `Sweep`.
 
 W&B mirrors configuration and history, not status.json and data.json. So a run that stopped early though it ended well
-is taken to have diverged, in its last row; the reason is not known, and neither are the number of pairs and the lengths
-of responses. Interrupted and failed runs cannot be told apart offline.
+is taken to have diverged, in its last row, unless it may stop early (`early_stop`) and its last loss is finite; the
+reason is not known, and neither are the number of pairs and the lengths of responses. Interrupted and failed runs
+cannot be told apart offline.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from analysis.sweep import History, RunError, Sweep, SweepError, assemble, checked, flatten
 
@@ -108,7 +111,8 @@ def _one_run(
         history = checked(last.history, "the history") if last.rows else None
     except RunError as error:
         return record | {"state": "unreadable", "problem": str(error)}, None, copies
-    diverged = last.state == "finished" and last.rows < int(last.config.get("steps", last.rows))
+    short = last.state == "finished" and last.rows < int(last.config.get("steps", last.rows))
+    diverged = short and not _may_stop_early(last)
     record |= {
         "state": "diverged" if diverged else last.state,
         "steps_done": last.rows,
@@ -119,6 +123,13 @@ def _one_run(
         "attempt": last.attempt,
     }
     return record, history, copies
+
+
+def _may_stop_early(run: WandbRun) -> bool:
+    """Was it to end before its last step if it no longer gains, and does its record end in a finite loss?"""
+    patience = (run.config.get("early_stop") or {}).get("patience")
+    loss = run.history.get("loss")
+    return patience is not None and loss is not None and bool(np.isfinite(loss[-1]))
 
 
 def _mirrored(config: Mapping[str, Any]) -> dict[str, Any]:

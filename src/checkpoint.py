@@ -31,7 +31,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, minutes: float | None, steps: int | None) -> None:
-        self._folder, self._minutes, self._steps = folder, minutes, steps
+        self.folder, self._minutes, self._steps = folder, minutes, steps
         self._saved = time.monotonic()
 
     def due(self, updates: int) -> bool:
@@ -42,7 +42,7 @@ class Checkpoints:
 
     def save(self, snapshot: Snapshot) -> None:
         """Write under a temporary name, rename, and only then drop what came before."""
-        partial, final = self._folder / ".partial", self._folder / f"step-{snapshot.step}"
+        partial, final = self.folder / ".partial", self.folder / f"step-{snapshot.step}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         # Parameters may be views of one buffer, which safetensors does not write.
@@ -71,7 +71,7 @@ class Checkpoints:
         return None
 
     def remove(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _found(self) -> list[tuple[int, Path]]:
-        return [(int(path.name.removeprefix("step-")), path) for path in self._folder.glob("step-*")]
+        return [(int(path.name.removeprefix("step-")), path) for path in self.folder.glob("step-*")]

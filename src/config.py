@@ -10,7 +10,7 @@ import json
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache, cached_property
 from pkgutil import resolve_name
 from typing import Annotated, Any, Literal
@@ -28,12 +28,12 @@ STRICT = pydantic.ConfigDict(
 )
 
 # Parameters a target receives while training; all its others are configuration.
-RUN_TIME = {"pairs", "params", "step", "total", "tokenizer"}
+RUN_TIME = ("pairs", "params", "step", "total", "tokenizer")
 
-# Parameters of data that cannot change a result, and those that do not at the value they have had all along: runs made
-# before a parameter existed keep their identity.
+# Parameters of data and model that cannot change a result, and those that do not at the value they have had all along:
+# runs made before a parameter existed keep their identity.
 NO_EFFECT = {"streaming", "num_proc"}
-UNSET = {"subset": None, "holdout": 0.0}
+UNSET = {"subset": None, "holdout": 0.0, "trust_remote_code": False}
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class Choice:
 def _plain(value: Any) -> Any:
     if isinstance(value, Choice):
         return value.plain()
+    if isinstance(value, Evaluation | EarlyStop):
+        return asdict(value)
     return {key: _plain(v) for key, v in value.items()} if isinstance(value, dict) else value
 
 
@@ -74,7 +76,38 @@ def _what_counts(data: Any) -> Any:
 
 
 Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
 Count = Annotated[int, Ge(1)]
+CountFromZero = Annotated[int, Ge(0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """When and on what a run is evaluated while it trains; see conf/config.yaml. Nothing here changes training."""
+
+    every: Count | None = None
+    pairs: CountFromZero = 64
+    probes: CountFromZero = 16
+    samples: CountFromZero = 0
+    max_new_tokens: Count = 64
+    temperature: Positive = 1.0
+
+    @property
+    def on(self) -> bool:
+        return self.every is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStop:
+    """When a run ends before its last update; see conf/config.yaml and `src.evaluation.has_settled`."""
+
+    patience: Count | None = None
+    min_reward_gain: NonNegative = 0.0
+    kl_tolerance: NonNegative = 0.05
+
+    @property
+    def on(self) -> bool:
+        return self.patience is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +121,7 @@ class RunConfig:
     data: Choice
     compute: Choice
     tracking: Choice
+    adapter: Choice
     beta: Positive
     lr: Positive
     seed: Annotated[int, Ge(0), Lt(2**63)]
@@ -96,28 +130,38 @@ class RunConfig:
     sampling: Literal["shuffle", "replacement", "sequential"]
     logps: Literal["sequence", "notebook_per_token"]
     dtype: Literal["float32", "float64", "bfloat16"]
+    autocast: Literal["bfloat16", "float16"] | None
     max_grad_norm: Positive | None
     reference: Literal["always", "if_needed"]
-    objective: Literal["preference", "reward_model"]
-    kl_coef: Annotated[float, Ge(0)]
+    objective: Literal["preference", "reward_model", "sft"]
+    kl_coef: NonNegative
     kl_form: Literal["reverse", "forward", "js", "k1", "k2", "k3"]
     save: bool
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    early_stop: EarlyStop = field(default_factory=EarlyStop)
 
     def plain(self) -> dict[str, Any]:
         """The resolved configuration as plain JSON types."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {key: value.plain() if isinstance(value, Choice) else value for key, value in values.items()}
+        return {key: _plain(value) for key, value in values.items()}
 
     @cached_property
     def id(self) -> str:
         """Hash of what can change the result.
 
         Not where it is written or shown, nor how many threads and runs a stack has. `beta` and `lr` count through the
-        loss and the optimizer that use them.
+        loss and the optimizer that use them, and evaluations where the run may stop at one.
         """
         cannot_matter = {"tracking", "compute", "beta", "lr", "save"}
+        if not self.early_stop.on:
+            cannot_matter |= {"early_stop", "evaluation"}
+        # What came later and is not in use does not count: runs made before keep their identity.
+        cannot_matter |= set() if self.adapter.build() else {"adapter"}
+        cannot_matter |= set() if self.autocast else {"autocast"}
         relevant = {key: value for key, value in self.plain().items() if key not in cannot_matter}
-        relevant["data"] = _what_counts(relevant["data"])
+        relevant |= {group: _what_counts(relevant[group]) for group in ("data", "model")}
+        if self.early_stop.on:
+            del relevant["evaluation"]["probes"]
         relevant["targets"] = {group: getattr(self, group).target for group in GROUPS if group not in cannot_matter}
         if not self.kl_coef:
             del relevant["kl_form"]
@@ -127,6 +171,7 @@ class RunConfig:
 
 
 GROUPS = tuple(f.name for f in fields(RunConfig) if f.type is Choice)
+NODES: dict[str, type[Evaluation | EarlyStop]] = {"evaluation": Evaluation, "early_stop": EarlyStop}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,15 +218,28 @@ def run_config(config: DictConfig) -> tuple[RunConfig, Destination]:
             raise BadInput(no_such_key(f"{key}={value!r}", known))
     destination = {f.name: plain.pop(f.name, None) for f in fields(Destination)}
     # The top-level values first: loss.beta is usually a copy of beta, and the error should name what was typed.
-    typed = {key: value for key, value in plain.items() if key not in GROUPS}
-    scalars = check(_model_of(RunConfig, exclude=GROUPS), typed)
+    typed = {key: value for key, value in plain.items() if key not in {*GROUPS, *NODES}}
+    scalars = check(_model_of(RunConfig, exclude=(*GROUPS, *NODES)), typed)
+    nodes = {name: _node(name, plain.get(name)) for name in NODES}
     launcher = destination.pop("launcher") or {}
     checked_destination = check(_model_of(Destination, exclude=("launcher",)), destination)
     checked_destination["launcher"] = Launcher(**check(_model_of(Launcher), launcher, prefix="launcher."))
     values: dict[str, Any] = scalars | {group: _checked(group, plain.get(group)) for group in GROUPS}
     values["beta"] = values["loss"].params.get("beta", values["beta"])
     values["lr"] = values["optimizer"].params.get("lr", values["lr"])
-    return RunConfig(**values), Destination(**checked_destination)
+    run = RunConfig(**values, **nodes)
+    if run.objective == "sft" and (run.loss.name != "sft" or run.kl_coef):
+        given = f"kl_coef={run.kl_coef}" if run.loss.name == "sft" else f"loss={run.loss.name}"
+        raise BadInput(f"objective=sft trains on the chosen responses: it needs loss=sft and kl_coef=0, not {given}")
+    return run, Destination(**checked_destination)
+
+
+def _node(name: str, given: Any) -> Any:
+    """One of NODES, checked; all of its defaults where nothing is given."""
+    if not isinstance(given, dict | None):
+        raise BadInput(f"{name}={given!r}: it has parts, such as {name}.{next(iter(fields(NODES[name]))).name}")
+    made: Callable[..., Any] = NODES[name]
+    return made(**check(_model_of(made, exclude=()), given or {}, f"{name}."))
 
 
 def _checked(group: str, node: Any) -> Choice:
@@ -260,14 +318,14 @@ def _resolve(group: str, target: str) -> Callable[..., Any]:
 
 
 @cache
-def _model_of(target: Callable[..., Any], exclude: tuple[str, ...] = ()) -> type[pydantic.BaseModel]:
+def _model_of(target: Callable[..., Any], exclude: tuple[str, ...] = RUN_TIME) -> type[pydantic.BaseModel]:
     """A pydantic model with one field for each configuration parameter of `target`."""
     # Of a class, the hints of what is called: its constructor.
     called = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
     hints = typing.get_type_hints(called, include_extras=True)
     definitions: dict[str, Any] = {}
     for name, parameter in inspect.signature(target).parameters.items():
-        if name not in RUN_TIME and name not in exclude:
+        if name not in exclude:
             default = ... if parameter.default is inspect.Parameter.empty else parameter.default
             default = list(default) if isinstance(default, tuple) else default
             definitions[name] = (_config_type(hints.get(name, Any)), default)
@@ -282,7 +340,7 @@ def _config_type(hint: Any) -> Any:
     if origin is Annotated and args[0] is torch.Tensor:
         return Annotated[(float, *args[1:])]
     if origin in {typing.Union, types.UnionType}:  # torch.optim's `float | Tensor`
-        return typing.Union[tuple(arg for arg in args if arg is not torch.Tensor)]  # noqa: UP007
+        return typing.Union[tuple(_config_type(arg) for arg in args if arg is not torch.Tensor)]  # noqa: UP007
     if origin is tuple:  # YAML has lists only
         items: Any = list[_config_type(args[0])]  # type: ignore[misc]
         return items if args[-1] is ... else Annotated[items, Len(len(args), len(args))]

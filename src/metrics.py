@@ -31,13 +31,19 @@ def step_metrics(
     """
     logps = TokenLogps(block["token_logps"], block["mask"])
     reference = TokenLogps(block["ref_token_logps"], block["mask"]) if "ref_token_logps" in block else None
-    of_batch = reward_metrics(logps, beta_R) if objective == "reward_model" else batch_metrics(logps, reference, beta_R)
     return {
         **{name: block[name] for name in ("loss", "kl_penalty")},
-        **of_batch,
+        **metrics_of(objective, logps, reference, beta_R),
         **{name: block[name] for name in ("grad_norm", "lr", "tokens", "pairs")},
         **exact(block),
     }
+
+
+def metrics_of(objective: str, logps: TokenLogps, reference: TokenLogps | None, beta_R: Tensor) -> dict[str, Tensor]:
+    """Metrics of pairs, those of the batch or others, that have a meaning for the objective, each [..., R]."""
+    if objective == "reward_model":
+        return reward_metrics(logps, beta_R)
+    return sft_metrics(logps) if objective == "sft" else batch_metrics(logps, reference, beta_R)
 
 
 def batch_metrics(logps: TokenLogps, reference: TokenLogps | None, beta_R: Tensor) -> dict[str, Tensor]:
@@ -71,6 +77,17 @@ def reward_metrics(rewards: TokenLogps, beta_R: Tensor) -> dict[str, Tensor]:
     """
     found = _against_reference(rewards.values.detach().double(), rewards.mask, beta_R.double())
     return {name: values for name, values in found.items() if name.startswith("rewards/") or "preference" in name}
+
+
+def sft_metrics(logps: TokenLogps) -> dict[str, Tensor]:
+    """Those of chosen responses alone, and their perplexity per token: e to the mean of -log pi over all tokens.
+
+    logps: values [..., R, B, 1, T].
+    """
+    of_both = batch_metrics(logps, None, torch.ones(()))
+    of_chosen = {name: values for name, values in of_both.items() if "chosen" in name}
+    mean = logps.values.detach().double().sum((-3, -2, -1)) / logps.mask.sum((-3, -2, -1))
+    return {**of_chosen, "perplexity": (-mean).exp()}
 
 
 def _against_reference(token_ratio: Tensor, mask: Tensor, beta: Tensor) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from src.config import RunConfig
 from src.policy.base import Policy
 
+SCALER = ("scale", "_growth_tracker")  # what a gradient scaler remembers
 LARGE = 2**20  # bytes of one run's weights from which an update that is not fused takes run after run, to stay in cache
 
 
@@ -31,6 +32,8 @@ class StackOptimizer:
             rows = list(members)
             self._stretches.append(_Stretch(self._parameters, rows[0], rows[-1] + 1, len(runs), runs[rows[0]]))
         self.lrs = torch.zeros(len(runs), dtype=torch.float64)
+        # Stacks of such runs are of one: an update that is left out is left out for all that share the scaler.
+        self._scaler = torch.amp.GradScaler(self._parameters[0].device.type, enabled=runs[0].autocast == "float16")
 
     def zero_grad(self) -> None:
         for p in self._parameters:
@@ -41,9 +44,23 @@ class StackOptimizer:
         for stretch in self._stretches:
             self.lrs[stretch.start : stretch.stop] = stretch.schedule(step)
 
+    def backward(self, loss: Tensor) -> None:
+        """The gradient of `loss`. In half precision that of a multiple of it, so that small ones are not lost."""
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def unscale(self) -> None:
+        """Give the gradient its true size."""
+        if self._scaler.is_enabled():
+            self._scaler.unscale_(self._stretches[0].optimizer)
+
+    def overflowed(self, norms: Tensor) -> bool:
+        """Is the gradient infinite only because the multiple was too large? `step` then halves it and does no more."""
+        return self._scaler.is_enabled() and not bool(norms.isfinite().all()) and self._scaler.get_scale() >= 1
+
     def step(self) -> None:
         for stretch in self._stretches:
-            stretch.step()
+            stretch.step(self._scaler)
+        self._scaler.update()
 
     def grad_norms(self) -> Tensor:
         """L2 norm of each run's gradient, [R]."""
@@ -68,11 +85,19 @@ class StackOptimizer:
                 p.grad.view(len(self._runs), -1).mul_(scale[:, None].to(p.grad.dtype))
 
     def state(self) -> dict[str, Tensor]:
-        """What torch.optim remembers between updates, by name."""
-        return {f"{i}.{name}": value for i, stretch in enumerate(self._stretches) for name, value in stretch.state()}
+        """What torch.optim and the gradient scaler remember between updates, by name."""
+        state = {f"{i}.{name}": value for i, stretch in enumerate(self._stretches) for name, value in stretch.state()}
+        if self._scaler.is_enabled():
+            kept = self._scaler.state_dict()
+            state["scaler"] = torch.tensor([kept[name] for name in SCALER], dtype=torch.float64)
+        return state
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state` of an optimizer for the same runs gave."""
+        if "scaler" in state:
+            scale, steps = state["scaler"].tolist()
+            kept = dict(zip(SCALER, (scale, int(steps)), strict=True))
+            self._scaler.load_state_dict({**self._scaler.state_dict(), **kept})
         for i, stretch in enumerate(self._stretches):
             prefix = f"{i}."
             stretch.load({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
@@ -92,7 +117,7 @@ class _Stretch:
         # A slice of the stack is a second leaf over the same memory; autograd only ever sees the first.
         self._whole = self._runs_a_leaf == runs
         self._leaves = parameters if self._whole else [nn.Parameter(x) for p in parameters for x in self._slices(p)]
-        self._optimizer: torch.optim.Optimizer = optimizer.build(self._leaves)
+        self.optimizer: torch.optim.Optimizer = optimizer.build(self._leaves)
         self._factor = partial(config.scheduler.function, **config.scheduler.params)
 
     def _slices(self, of_all_runs: Tensor) -> tuple[Tensor, ...]:
@@ -100,20 +125,20 @@ class _Stretch:
 
     def schedule(self, step: int) -> float:
         lr = float(self._config.lr * self._factor(step, self._config.steps))
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = lr
         return lr
 
-    def step(self) -> None:
+    def step(self, scaler: torch.amp.GradScaler) -> None:
         if not self._whole:
             slices = (part for p in self._sources if p.grad is not None for part in self._slices(p.grad))
             for leaf, grad in zip(self._leaves, slices, strict=True):
                 leaf.grad = grad
-        self._optimizer.step()
+        scaler.step(self.optimizer)
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         for j, leaf in enumerate(self._leaves):
-            for name, value in self._optimizer.state[leaf].items():
+            for name, value in self.optimizer.state[leaf].items():
                 if isinstance(value, Tensor):
                     yield f"{j}.{name}", value
 
@@ -122,4 +147,4 @@ class _Stretch:
         for key, value in state.items():
             j, _, name = key.partition(".")
             by_leaf[int(j)][name] = value
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": dict(by_leaf)})
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": dict(by_leaf)})

@@ -33,11 +33,15 @@ def main(config: DictConfig) -> None:
 def cli() -> None:
     # Hydra prints several lines and exits with 1; with this set it raises, and one line with code 2 is ours to print.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    if {"-m", "--multirun"} & set(sys.argv):
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if {"-m", "--multirun"} & set(sys.argv) and not together:
         _warm_up()
     try:
         refuse_idle(sys.argv[1:])
-        main()
+        if together:
+            _among_several()
+        else:
+            main()
     except KeyboardInterrupt:  # before training began; `launch` handles the rest
         sys.exit(130)
     except Exception as error:
@@ -51,6 +55,19 @@ def give_up(error: Exception) -> NoReturn:
     if not isinstance(error, BadInput | HydraException | OmegaConfBaseException) and not _raised_by_hydra(error):
         raise error
     _refuse(_in_our_words(error))
+
+
+def _among_several() -> None:
+    """As one of torchrun's processes: the first does what it does alone, the others follow it."""
+    from src import distributed
+    from src.launching.follow import follow
+
+    if distributed.rank() > 0:
+        follow()
+        return
+    main()
+    distributed.tell(None)
+    distributed.leave()
 
 
 # Of Hydra's own settings, those that mean something here. Hydra writes no files here and changes no folder.

@@ -5,23 +5,34 @@ from collections.abc import Sequence
 
 from src.config import RunConfig
 from src.data.pairs import PairData
+from src.evaluation import evaluated_pairs
 
 
 def stack_key(run: RunConfig, pairs: PairData) -> dict[str, object]:
     """Runs with equal keys have the same tensor shapes and the same steps; all else may differ within a stack."""
     model = {f"model.{key}": value for key, value in run.model.plain().items() if key != "seed"}
-    longest = int(pairs.row_lengths.max()), int(pairs.lengths.max())
+    adapter = {f"adapter.{key}": value for key, value in run.adapter.plain().items() if key != "seed"}
+    held = evaluated_pairs([pairs], run.evaluation)
     return {
         **model,
-        "the shape of the data": (len(pairs), len(set(pairs.prompts)), pairs.ranks, *longest, bool(pairs.scores)),
+        **adapter,
+        "the shape of the data": _shape(pairs),
+        "evaluation": run.evaluation if run.evaluation.on else None,
+        "the shape of the held-out data": None if held is None else _shape(held[0]),
         "steps": run.steps,
         "batch_size": run.batch_size,
         "logps": run.logps,
         "dtype": run.dtype,
+        "autocast": run.autocast,
         "reference": run.reference,
         "objective": run.objective,
         "compute.device": run.compute.params["device"],
     }
+
+
+def _shape(pairs: PairData) -> tuple[int, ...]:
+    longest = int(pairs.row_lengths.max()), int(pairs.lengths.max())
+    return len(pairs), len(set(pairs.prompts)), pairs.ranks, *longest, bool(pairs.scores)
 
 
 def plan_stacks(runs: Sequence[RunConfig], data: Sequence[PairData], processes: int = 1) -> list[list[int]]:
@@ -62,5 +73,7 @@ def _compatible(runs: Sequence[RunConfig], data: Sequence[PairData]) -> dict[str
 
 
 def _stack_size(run: RunConfig) -> int:
-    block = int(run.model.build().block)
-    return 1 if block == 1 else run.compute.params["stack_size"] or block
+    adapter = run.adapter.build()
+    block = int(adapter.block if adapter else run.model.build().block)
+    # A gradient scaler skips an update that overflowed, and it knows one run only.
+    return 1 if block == 1 or run.autocast == "float16" else run.compute.params["stack_size"] or block

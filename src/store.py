@@ -6,19 +6,21 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 
 FORMAT = 1
 HISTORY = "history.arrow"
-INTEGERS = {"step", "tokens", "pairs", "nonfinite"}
+EVALUATIONS, PROBES, SAMPLES = "evaluations.arrow", "probes.arrow", "samples.jsonl"
+INTEGERS = {"step", "tokens", "pairs", "nonfinite", "pair"}
+Columns = dict[str, np.ndarray]
 State = Literal["planned", "running", "finished", "diverged", "failed", "interrupted"]
 ENDED: tuple[State, ...] = ("finished", "diverged")  # asked for again, these are left alone
 
@@ -39,7 +41,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._writer: pa.ipc.RecordBatchStreamWriter | None = None
+        self._streams: dict[str, _Stream] = {}
         self._status: dict[str, Any] = {"format": FORMAT, "state": "planned"}
 
     @property
@@ -74,25 +76,33 @@ class RunDirectory:
         write_json(self.path / "data.json", data)
         self.update(state="running", started=now(), stack=stack)
 
-    def resume(self, rows: int, stack: int) -> dict[str, np.ndarray] | None:
-        """Go on with a history of so many rows, and give them, in columns; later ones are cut off.
+    def resume(self, rows: int, stack: int, step: int, every: int | None = None) -> tuple[Columns, Columns] | None:
+        """Go on from `step` updates with a history of so many rows, and give them and the evaluations, in columns.
 
-        None, and nothing is changed, where the history on disk is shorter.
+        Later rows are cut off, of the files of evaluations those of `step` and after: there the run is evaluated next.
+        None, and nothing is changed, where the history on disk is shorter, or there are fewer evaluations than one
+        every so many rows.
         """
-        history = read_history(self.path) if rows else None
+        history = read_stream(self.path, HISTORY) if rows else None
         if rows and (history is None or len(history) < rows):
+            return None
+        kept = {file: _before(read_stream(self.path, file), step) for file in (EVALUATIONS, PROBES)} if every else {}
+        evaluations = kept.get(EVALUATIONS)
+        if every and (0 if evaluations is None else len(evaluations)) < -(-rows // every):
             return None
         self.adopt()
         resumed = [*self._status.get("resumed", []), {"step": rows, "at": now()}]
         self.update(state="running", stack=stack, attempt=self._status.get("attempt", 1) + 1, resumed=resumed)
-        if history is None:
-            return {}
-        kept = history.slice(0, rows).combine_chunks()
-        temporary = self.path / ".history"
-        self._open(temporary, kept.schema).write_table(kept)
-        self._file.flush()
-        temporary.rename(self.path / HISTORY)
-        return {name: kept[name].to_numpy() for name in kept.column_names}
+        if history is not None:
+            kept[HISTORY] = history = history.slice(0, rows)
+        for file, table in kept.items():
+            if table is not None:
+                self._streams[file] = _Stream.replacing(self.path / file, table.combine_chunks())
+        if samples := read_samples(self.path):
+            temporary = self.path / ".samples"
+            _append_lines(temporary, [row for row in samples if row["step"] < step], "w")
+            temporary.rename(self.path / SAMPLES)
+        return columns_of(history), columns_of(evaluations)
 
     def adopt(self) -> None:
         """Take over the status another process left."""
@@ -102,45 +112,97 @@ class RunDirectory:
         self._status |= status
         self._write_status()
 
-    def append(self, columns: Mapping[str, np.ndarray]) -> None:
+    def append(self, columns: Mapping[str, np.ndarray], file: str = HISTORY) -> None:
         """Append rows and flush; whatever happens next, a reader gets these."""
         batch = pa.RecordBatch.from_arrays([_array(name, x) for name, x in columns.items()], list(columns))
-        if self._writer is None:
-            self._writer = self._open(self.path / HISTORY, batch.schema)
-        self._writer.write_batch(batch)
-        self._file.flush()
+        if file not in self._streams:
+            self._streams[file] = _Stream(self.path / file, batch.schema)
+        self._streams[file].write(batch)
+
+    def append_samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append a line each to samples.jsonl."""
+        _append_lines(self.path / SAMPLES, rows)
 
     def end(self, state: State, **status: Any) -> None:
         """Close the history and write the last status. Status comes last: a run that says finished is complete."""
         self._close()
         self.update(state=state, ended=now(), **status)
 
-    def _open(self, path: Path, schema: pa.Schema) -> pa.ipc.RecordBatchStreamWriter:
-        self._file = path.open("wb")
-        self._writer = pa.ipc.new_stream(self._file, schema)
-        return self._writer
-
     def _close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._file.close()
-            self._writer = None
+        for stream in self._streams.values():
+            stream.close()
+        self._streams.clear()
 
     def _write_status(self) -> None:
         write_json(self.path / "status.json", self._status)
 
 
+class _Stream:
+    """An Arrow IPC stream that is appended to."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._file = path.open("wb")
+        self._writer = pa.ipc.new_stream(self._file, schema)
+
+    @classmethod
+    def replacing(cls, path: Path, table: pa.Table) -> Self:
+        """One that begins with this table; what stood there stays until that is written."""
+        temporary = path.with_name(f".{path.stem}")
+        made = cls(temporary, table.schema)
+        for batch in table.to_batches():
+            made.write(batch)
+        temporary.rename(path)
+        return made
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self._writer.write_batch(batch)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+        self._file.close()
+
+
 def _array(name: str, values: np.ndarray) -> pa.Array:
     """Over the same memory; `pa.array` would import pandas first, to see whether this is a Series."""
+    if values.dtype.kind == "U":
+        return pa.array(values.tolist(), pa.string())
     kind = np.int64 if name in INTEGERS else np.float64
     return pa.Array.from_buffers(pa.from_numpy_dtype(kind), len(values), [None, pa.py_buffer(values.astype(kind))])
 
 
 def read_history(folder: Path) -> pa.Table | None:
     """Every whole record batch of a run's history; None where there is none."""
+    return read_stream(folder, HISTORY)
+
+
+def columns_of(table: pa.Table | None) -> Columns:
+    return {} if table is None else {name: table[name].to_numpy() for name in table.column_names}
+
+
+def _before(table: pa.Table | None, step: int) -> pa.Table | None:
+    return None if table is None else table.slice(0, int((table["step"].to_numpy() < step).sum()))
+
+
+def _append_lines(file: Path, rows: Iterable[Mapping[str, Any]], mode: str = "a") -> None:
+    with file.open(mode, encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_samples(folder: Path) -> list[dict[str, Any]]:
+    """The whole lines of samples.jsonl; none where there is no such file."""
+    try:
+        *lines, _cut_off = (folder / SAMPLES).read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines]
+
+
+def read_stream(folder: Path, file: str) -> pa.Table | None:
+    """Every whole record batch of an Arrow file of a run; None where there is none."""
     batches = []
     try:
-        with pa.ipc.open_stream(pa.memory_map(str(folder / HISTORY))) as stream:
+        with pa.ipc.open_stream(pa.memory_map(str(folder / file))) as stream:
             try:
                 while True:
                     batches.append(stream.read_next_batch())

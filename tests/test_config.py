@@ -54,6 +54,13 @@ REFUSED = {
     "sampling=suffle": ["sampling='suffle'", "'shuffle'", "'replacement'", "'sequential'"],
     "dtype=float16": ["dtype='float16'", "'float32'", "'float64'", "'bfloat16'"],
     "compute.device=tpu": ["compute.device='tpu'", "'cpu'", "'cuda'"],
+    # nodes
+    "evaluation.every=0": ["evaluation.every=0", "greater than or equal to 1"],
+    "evaluation.temperature=0": ["evaluation.temperature=0", "greater than 0"],
+    "+evaluation.pears=3": ["evaluation.pears=3", "no such key", "evaluation.pairs"],
+    "evaluation=3": ["evaluation=3", "evaluation.every"],
+    "early_stop.kl_tolerance=-1": ["early_stop.kl_tolerance=-1", "greater than or equal to 0"],
+    "objective=sft": ["objective=sft", "loss=sft", "loss=dpo"],
     # missing
     "data=jsonl": ["data.path", "give data.path="],
     "~steps": ["steps is missing"],
@@ -134,10 +141,19 @@ def test_converting_leaves_hydras_configuration_as_it_was(compose):
 @pytest.mark.parametrize(
     "irrelevant",
     ["tracking=none", "tracking=wandb_online", "output=elsewhere", "sweep=named", "compute.threads=2",
-     "compute.stack_size=3", "save=true", "kl_form=js"],
+     "compute.stack_size=3", "save=true", "kl_form=js", "evaluation.every=5", "evaluation.samples=3",
+     "early_stop.min_reward_gain=0.1"],
 )  # fmt: skip
 def test_what_cannot_change_the_result_is_no_part_of_a_runs_identity(convert, irrelevant):
     assert convert(irrelevant).id == convert().id
+
+
+def test_runs_made_before_a_setting_existed_keep_their_identity(convert):
+    assert convert().id == "2b36066048"
+    assert convert("loss=ipo", "model=tabular", "data=synthetic").id == "fc28db3327"
+    assert convert("objective=reward_model", "kl_coef=0.1").id == "01f0aadc51"
+    text = ("data=jsonl", "data.path=x", "model=smollm2", "loss=simpo", "reference=if_needed")
+    assert convert(*text).id == "e600d3cca7"
 
 
 def test_whatever_can_change_the_result_gives_another_id(convert):
@@ -146,6 +162,7 @@ def test_whatever_can_change_the_result_gives_another_id(convert):
         "scheduler=linear", "model.hidden_size=16", "model.init=independent", "data=synthetic", "batch_size=2",
         "sampling=replacement", "logps=notebook_per_token", "dtype=float64", "max_grad_norm=1.0", "compute=cuda",
         "reference=if_needed", "objective=reward_model", "kl_coef=0.1", "kl_coef=0.1 kl_form=js",
+        "loss=sft", "objective=sft loss=sft", "early_stop.patience=2", "early_stop.patience=2 evaluation.every=5",
     ]  # fmt: skip
     ids = {change: convert(*change.split()).id for change in ("seed=42", *changes)}
     assert len(set(ids.values())) == len(ids), ids

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from src import train as train_module
+from src import reference as reference_module
 from src.errors import BadInput
 from src.policy.base import Build
 from src.policy.tiny_llama import TinyLlama
@@ -103,7 +103,7 @@ def test_a_loss_that_needs_no_reference_does_not_make_one_be_computed(monkeypatc
     def refuse(*_):
         raise AssertionError("a reference was computed")
 
-    monkeypatch.setattr(train_module, "reference_logps", refuse)
+    monkeypatch.setattr(reference_module, "logps_of", refuse)
     (without,), _ = train(configs(f"{run} reference=if_needed"))
     assert "margin" in with_reference and "margin" not in without
     for name, values in without.items():

@@ -155,14 +155,14 @@ def test_a_sweep_goes_on_from_its_checkpoint_and_says_so_in_the_status(sweep, tm
     began = []
 
     def dies_after_a_while(*arguments):
-        runs, data, emit, device, _, references, checkpoints, stop = arguments
+        runs, data, emit, device, _, references, checkpoints, *rest = arguments
         began.append(checkpoints.load())
 
         def die(step, margins):
             if step == 13 and len(began) == 1:
                 raise SystemExit("killed")  # nothing here may catch it
 
-        return train(runs, data, emit, device, die, references, checkpoints, stop)
+        return train(runs, data, emit, device, die, references, checkpoints, *rest)
 
     monkeypatch.setattr(work, "train_stack", dies_after_a_while)
     with pytest.raises(SystemExit):

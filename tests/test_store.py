@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from src.store import RunDirectory, provenance, write_json
+from src.store import EVALUATIONS, PROBES, SAMPLES, RunDirectory, provenance, read_samples, read_stream, write_json
 
 
 def columns(first: int, rows: int) -> dict[str, np.ndarray]:
@@ -126,6 +126,49 @@ def test_creating_a_directory_removes_what_an_unfinished_attempt_left(directory)
     again = RunDirectory(directory.path)
     again.create({"id": "x"}, [])
     assert sorted(path.name for path in again.path.iterdir()) == ["config.json", "provenance.json", "status.json"]
+
+
+def evaluated(directory: RunDirectory, *steps: int) -> None:
+    """Evaluations at these steps: two probes and a sample each."""
+    for step in steps:
+        probes = {"step": np.array([step] * 2), "set": np.array(["train", "held_out"]), "pair": np.array([0, 3])}
+        directory.append(probes, PROBES)
+        directory.append_samples([{"step": step, "answer": "a line\u2028that is one\n"}])
+        directory.append({"step": np.array([step]), "eval/margin": np.array([step / 7])}, EVALUATIONS)
+
+
+def test_going_on_from_a_step_cuts_off_what_came_after_it_in_every_file(directory):
+    directory.append(columns(0, 7))
+    evaluated(directory, 0, 3, 6)
+    with (directory.path / SAMPLES).open("a") as file:
+        file.write('{"step": 9, "ans')
+    again = RunDirectory(directory.path)
+    found = again.resume(6, 1, 6, every=3)
+    assert found is not None
+    history, evaluations = found
+    assert history["step"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert (evaluations["step"].tolist(), evaluations["eval/margin"].tolist()) == ([0, 3], [0, 3 / 7])
+    again.append(columns(6, 1))
+    evaluated(again, 6)
+    again.end("finished")
+    assert read((directory.path / "history.arrow").read_bytes()) == list(range(7))
+    assert read((directory.path / EVALUATIONS).read_bytes()) == [0, 3, 6]
+    probes = read_stream(directory.path, PROBES)
+    assert probes is not None
+    assert probes["step"].to_pylist() == [0, 0, 3, 3, 6, 6]
+    assert probes["set"].to_pylist() == ["train", "held_out"] * 3
+    assert [row["step"] for row in read_samples(directory.path)] == [0, 3, 6]
+    assert read_samples(directory.path)[0]["answer"] == "a line\u2028that is one\n"
+    assert not [path for path in directory.path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_run_with_fewer_evaluations_than_a_checkpoint_stands_on_is_left_as_it_is(directory):
+    directory.append(columns(0, 7))
+    evaluated(directory, 0)
+    before = {path.name: path.read_bytes() for path in directory.path.iterdir()}
+    assert RunDirectory(directory.path).resume(6, 1, 6, every=3) is None
+    assert RunDirectory(directory.path).resume(8, 1, 8, every=None) is None
+    assert {path.name: path.read_bytes() for path in directory.path.iterdir()} == before
 
 
 def test_provenance_names_code_libraries_and_machine(directory):

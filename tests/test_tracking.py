@@ -19,6 +19,7 @@ from src.launching.launch import launch
 from src.launching.plan import Cell
 from src.tracking import Wandb
 from src.tracking.about import SUMMARIES
+from src.tracking.mirror import Mirror
 from tests.conftest import TOY
 from tests.wandb_files import kinds, records, values
 from tests.wandb_server import serving
@@ -278,6 +279,61 @@ first.finish(1)
     assert sorted(server.runs, key=len)[1].endswith("-a2")
     assert [run.config["attempt"]["value"] for run in (first, again)] == [1, 2]
     assert again.summary["margin"] == {"max": 9 / 7, "last": 9 / 7}
+
+
+# ---- evaluations
+
+EVALUATED = "data=notebook_pair data._target_=tests.held_out.one_pair evaluation.every=3 evaluation.samples=2"
+
+
+def evaluated_run(sweep, folder: Path, steps: int = 7) -> Mirrored:
+    toy = "model=tabular tracking=wandb_offline"
+    assert sweep(f"{toy} steps={steps} {EVALUATED}") == 0
+    return Mirrored(folder / "s" / json.loads((folder / "s" / "sweep.json").read_text())["runs"][0]["dir"])
+
+
+def test_what_an_evaluation_found_is_in_the_row_of_its_step(sweep, tmp_path):
+    mirrored = evaluated_run(sweep, tmp_path)
+    rows = mirrored.rows
+    assert [row["step"] for row in rows] == [row["_step"] for row in rows] == list(range(8))
+    evaluations = pa.ipc.open_stream((mirrored.file.parents[2] / "evaluations.arrow").read_bytes()).read_all()
+    assert evaluations["step"].to_pylist() == [0, 3, 6, 7]
+    for expected in evaluations.to_pylist():
+        found = rows[expected["step"]]
+        assert {name: found[name] for name in expected if name in found} == expected
+        assert ("loss" in found) == (expected["step"] < 7)  # the last stands after the last update
+    assert not any(name.startswith("eval/") for step in (1, 2, 4, 5) for name in rows[step])
+
+
+def test_the_mirror_of_a_run_that_goes_on_has_its_evaluations_too(sweep, tmp_path):
+    before = evaluated_run(sweep, tmp_path)
+    folder = before.file.parents[2]
+    status = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps({**status, "state": "running"}))
+    after = evaluated_run(sweep, tmp_path)
+    assert json.loads((folder / "status.json").read_text())["attempt"] == 2
+    own = ("_timestamp", "_runtime")
+    without = [[{k: v for k, v in row.items() if k not in own} for row in run.rows] for run in (before, after)]
+    assert without[0] == without[1]
+
+
+@pytest.mark.usefixtures("unknown_version")
+def test_answers_are_a_table_of_wandbs_at_their_step(tmp_path):
+    """Through W&B's own process, as online; the server its artifacts want is more than ours is."""
+    mirror = Mirror(OFFLINE.start(CONFIG, tmp_path))
+    answers = [{"step": 2, "answer": "yes", "k1": 0.5}, {"step": 2, "answer": "no", "k1": 1.5}]
+    mirror.log(rows(0, 2))
+    mirror.evaluated({"step": np.array([2]), "eval/margin": np.array([0.25])}, answers)
+    mirror.log(rows(2, 4))
+    mirror.finish(0)
+    wandb.teardown()
+    (file,) = tmp_path.glob("wandb/*/*.wandb")
+    found = [values(row.item) for row in kinds(records(file), "history")]
+    assert [row["step"] for row in found] == [0, 1, 2, 3]
+    assert [row.get("eval/margin") for row in found] == [None, None, 0.25, None]
+    assert [row.get("samples._type") for row in found] == [None, None, "table-file", None]
+    table = json.loads((file.parent / "files" / found[2]["samples.path"]).read_text())
+    assert table == {"columns": ["step", "answer", "k1"], "data": [[2, "yes", 0.5], [2, "no", 1.5]]}
 
 
 # ---- W&B's own process in trouble

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.scale import SymmetricalLogTransform
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from analysis.figures import looks, style
+from analysis.figures import looks, style, symlog
 from analysis.figures.sheet import MANY, Sheet
+from analysis.passes import rows_of_a_pass
 from analysis.statistics import Curve, curves, over_seeds, set_apart
 from analysis.sweep import REWARD_MODEL, census, with_columns
 
@@ -35,6 +35,8 @@ LOG_STEPS = SymmetricalLogTransform(base=10, linthresh=1, linscale=0.5)  # linea
 
 
 TOGETHER = 4  # so many losses share a panel; more get one each
+MOST_BETAS = 8  # of a loss in a panel; more lines, and more entries of a legend, cannot be told apart
+MOST_PANELS = 45  # a page has room for: one for each loss, and some
 
 
 class NothingToDraw(Exception):
@@ -68,13 +70,36 @@ class Material:
         return len({curve.loss for curve in self.found}) > TOGETHER
 
     def frames(self, column: str) -> Frames:
-        """For every part of a curve: step, mean, low, high."""
-        drawn = [part for steady, blown in self.parts.values() for part in (steady, *blown) if part]
+        """For every part of a curve: step, mean, low, high. Of a run that did not diverge, pass by pass."""
         rows = self.history.groupby("run", sort=False).indices  # looked up once: there may be thousands of runs
-        return {
-            part: over_seeds(self.history.take(np.concatenate([rows[run] for run in part.ids])), part, column)
-            for part in drawn
-        }
+        history = self.history[["run", "step", column]]
+        found = {}
+        for steady, blown in self.parts.values():
+            for part in (steady, *blown):
+                if part:
+                    own = history.take(np.concatenate([rows[run] for run in part.ids]))
+                    found[part] = over_seeds(own if part in blown else self._by_pass(own, part), part, column)
+        return found
+
+    def _by_pass(self, own: pd.DataFrame, part: Curve) -> pd.DataFrame:
+        """The start, then the mean over each pass over the data, at its last step; as it is where a batch is all of
+        them or there are not two passes. A batch's mean tells which pairs were drawn more than how the run is.
+        """
+        each = int(rows_of_a_pass(self.runs.loc[list(part.ids)]).max())
+        if each == 1 or own["step"].max() + 1 < 2 * each:
+            return own
+        by_pass = own.groupby(["run", own["step"] // each], sort=False)
+        means = by_pass.mean(numeric_only=True).assign(step=by_pass["step"].last(), size=by_pass.size())
+        means = means[means["size"] == each].drop(columns="size").reset_index("run")
+        return pd.concat([own[own["step"] == 0], means], ignore_index=True)
+
+    @property
+    def by_pass(self) -> str:
+        """For the note: what a point is, if it is not one step."""
+        runs = self.runs.loc[[run for curve in self.found for run in curve.ids]]
+        each = rows_of_a_pass(runs)
+        passed = (each > 1) & (runs["rows"].to_numpy(dtype=float) >= 2 * each)
+        return " A point is the mean over a pass over the data." if passed.any() else ""
 
     def wanted(self, panels: Iterable[Sequence[Curve]], frames: Frames, beside: Beside = NONE) -> list[list[Any]]:
         """The values each panel is to show: those of runs that did not diverge, and what is drawn `beside` them.
@@ -101,15 +126,45 @@ class Material:
                 draw_diverged(ax, frames[run], look, stops[run.ids[0]])
 
 
-def material(runs: pd.DataFrame, history: pd.DataFrame, what: str, *columns: str) -> Material:
-    """The runs that have these columns, in words `what`. Raises NothingToDraw if there are none."""
+def material(runs: pd.DataFrame, history: pd.DataFrame, what: str, *columns: str, every_beta: bool = False) -> Material:
+    """The runs that have these columns, in words `what`. Raises NothingToDraw if there are none.
+
+    Of many betas some are drawn, evenly spaced in their order from the least to the largest, and of more panels than a
+    page holds the first; `lacking` says so. With `every_beta` only the panels are limited.
+    """
     with_history, those = with_columns(runs), with_columns(runs, *columns)
     if those.empty:
         raise NothingToDraw(f"no run has {' and '.join(columns)} in its history")
-    found, lacking = curves(those), len(with_history) - len(those)
+    everything, lacking = curves(those), len(with_history) - len(those)
     said = f"; {lacking} without {what}, not shown" if lacking else ""
+    found = everything if every_beta else _some_betas(everything)
+    if len(found) < len(everything):
+        said += f"; {len(found)} of {len(everything)} curves drawn, evenly spaced in β"
+    panels = list(dict.fromkeys((curve.loss, curve.setting) for curve in found))
+    if len(panels) > MOST_PANELS:
+        kept = {*panels[:MOST_PANELS]}
+        found = [curve for curve in found if (curve.loss, curve.setting) in kept]
+        said += f"; {MOST_PANELS} of {len(panels)} pairs of loss and setting drawn, the first in the sweep's order"
     look = looks.of_curves(curves(runs))  # of all, so that a curve looks the same in every figure
     return Material(runs, history, found, look, {curve: set_apart(runs, curve) for curve in found}, said)
+
+
+def _some_betas(found: Sequence[Curve]) -> list[Curve]:
+    """Of each loss in each setting at most `MOST_BETAS` curves, the first and the last among them."""
+    kept: set[Curve] = set()
+    groups: dict[tuple[str, str, str], list[Curve]] = {}
+    for curve in found:
+        groups.setdefault((curve.loss, curve.setting, curve.objective), []).append(curve)
+    for members in groups.values():
+        kept |= {members[i] for i in spread(len(members), MOST_BETAS)}
+    return [curve for curve in found if curve in kept]
+
+
+def spread(of: int, most: int) -> list[int]:
+    """At most `most` of the positions 0 to `of` - 1, evenly spaced, the first and the last among them."""
+    if of <= most:
+        return list(range(of))
+    return [round(i * (of - 1) / (most - 1)) for i in range(most)]
 
 
 def name(curve: Curve) -> str:
@@ -157,11 +212,15 @@ def draw_curve(
     """`frame` has step, mean, low, high. `turn` (this curve, of how many) sets its markers off from the others'.
 
     A reward model's line is broken and its markers are hollow, so that it shows even where it lies on the policy's.
+    Of a long record the points are drawn that can be told apart (`style.thinned`).
     """
     colour, marker = look
+    along = frame["step"].to_numpy(dtype=float)
+    along = LOG_STEPS.transform(along) if log_steps else along
+    some = style.thinned(along, frame[["mean", "low", "high"]])
+    frame = frame.iloc[some]
     _line(ax, frame, color=colour, linewidth=WIDTH, zorder=3, linestyle=MODEL_LINE if reward_model else SOLID)
-    steps = frame["step"].to_numpy(dtype=float)
-    marked = frame.iloc[style.sparse(LOG_STEPS.transform(steps) if log_steps else steps, *turn)]
+    marked = frame.iloc[style.sparse(along[some], *turn)]
     marks = HOLLOW | {"markeredgecolor": colour} if reward_model else MARKER
     ax.plot(marked["step"], marked["mean"], color=colour, marker=marker, linewidth=0, zorder=3.1, **marks)
     if frame["low"].notna().any():
@@ -174,6 +233,7 @@ def draw_diverged(ax: Axes, frame: pd.DataFrame, look: looks.Look, stopped_at: f
     The axis is already limited to what the other runs need; where this one has left it, the cross sits on its edge.
     """
     low, high = ax.get_ylim()
+    frame = frame.iloc[style.thinned(frame["step"], frame[["mean"]])]
     _line(ax, frame, color=look.colour, linewidth=0.6, alpha=0.5, zorder=1.9)
     finite = frame[np.isfinite(frame["mean"])]
     if not finite.empty:
@@ -184,11 +244,24 @@ def draw_diverged(ax: Axes, frame: pd.DataFrame, look: looks.Look, stopped_at: f
     ax.set_ylim(low, high)
 
 
-def share_y(sheet: Sheet, axes: Sequence[Axes], titles: Sequence[str], values: Sequence[Sequence[Any]]) -> None:
-    """Limit all these panels to one y axis. In small cells, one that needs far more has its own, and is noted."""
-    if not sheet.small:
+def share_y(
+    sheet: Sheet, axes: Sequence[Axes], titles: Sequence[str], values: Sequence[Sequence[Any]], signed: bool = False
+) -> None:
+    """Limit all these panels to one y axis. One that needs far more has its own, and is noted.
+
+    signed: where the values run through decades, the axis is linear from -1 to 1 and logarithmic beyond; not where it
+    is but a few of many small cells that do.
+    """
+    together = [np.ravel(np.asarray(value, dtype=float)) for those in values for value in those]
+    everything = np.concatenate(together) if together else np.array([])
+    few = sheet.small and 4 * sum(_far(those, everything) for those in values) <= len(axes)
+    if signed and symlog.is_wide(everything) and not few:
         for ax in axes:
-            style.frame_y(ax, [value for those in values for value in those])
+            ax.set_yscale("symlog", **symlog.SCALE)
+            ax.set_ylim(symlog.limit(ax.yaxis, everything[np.isfinite(everything)], sheet.small))
+        sheet.share_y(axes)
+        if "logarithmic beyond" not in sheet.note:
+            sheet.note += " y axis: linear from −1 to 1, logarithmic beyond."
         return
     apart = style.frame_alike(axes, values)
     sheet.share_y(axes, apart)
@@ -197,6 +270,12 @@ def share_y(sheet: Sheet, axes: Sequence[Axes], titles: Sequence[str], values: S
     elif apart:
         names = "; ".join(unbroken(titles[i]) for i in apart)
         sheet.note += f" One y axis for all panels but {names}."
+
+
+def _far(those: Sequence[Any], everything: Any) -> bool:
+    """Is one of these values a thousand times what most values of all panels are?"""
+    typical = float(np.nanmedian(np.abs(everything)))
+    return any(symlog.WIDE * typical < np.nanmax(np.abs(value), initial=0.0) for value in those)
 
 
 def count_steps_in_tens(ax: Axes, last: int) -> None:
@@ -228,12 +307,9 @@ def _values(frame: pd.DataFrame) -> Any:
 
 
 def _line(ax: Axes, frame: pd.DataFrame, **kwargs: Any) -> None:
-    """The mean against step; what has no mean stays a gap (seaborn by itself would bridge it)."""
-    x, y = frame["step"].to_numpy(dtype=float), frame["mean"].to_numpy(dtype=float)
-    if np.isnan(y).all():  # seaborn fails on it
-        return
-    stretch = np.isnan(y).cumsum()
-    sns.lineplot(x=x, y=y, units=stretch, estimator=None, errorbar=None, legend=False, ax=ax, **kwargs)
+    """The mean against step; what has no mean stays a gap (seaborn's lineplot would bridge it)."""
+    if frame["mean"].notna().any():
+        ax.plot(frame["step"], frame["mean"], **kwargs)
 
 
 def note_on_runs(drawn: Material, quantity: str, kind: str = "t") -> str:
@@ -246,13 +322,13 @@ def note_on_runs(drawn: Material, quantity: str, kind: str = "t") -> str:
         note = f"Line: mean of {quantity} over {n} seeds; band: its 95\N{NO-BREAK SPACE}% {kind} interval."
     if any(steady and blown for steady, blown in drawn.parts.values()):
         note += " Diverged runs are drawn singly, thin, and are not in the mean."
-    return f"{census(drawn.runs)}{drawn.lacking}. {note}"
+    return f"{census(drawn.runs)}{drawn.lacking}. {note}{drawn.by_pass}"
 
 
 def unbroken(text: str) -> str:
     return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def plain(value: float, _: int) -> str:
+def plain(value: float, position: int) -> str:
     """A tick's label."""
-    return f"{value:g}".replace("-", "−")
+    return symlog.tick(value, position)

@@ -9,24 +9,30 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from analysis import collapse, theory
 from analysis.figures import draw as d
 from analysis.figures import looks
 from analysis.figures.sheet import Panel, sheet
+from analysis.passes import at_end
 from analysis.sweep import as_dicts, census
 
 COLUMN = "margin"
+MOST_ARROWS, MOST_MARKERS = 12, 30  # of a loss
 GROWING: dict[str, Any] = {"marker": r"$\uparrow$", "markersize": 6.0, "linestyle": "", "color": "0.2"}
 TARGET: dict[str, Any] = {"color": "black", "linewidth": 0.8, "linestyle": (0, (4, 2.5))}
 
 
-def draw(runs: pd.DataFrame, history: pd.DataFrame) -> Figure:
-    """`Sweep.runs` and `Sweep.history` -> the figure. Of finished runs, those whose margin is above 0: log axes."""
-    drawn = d.material(runs, history, "margin", COLUMN)
-    last = history.groupby("run", sort=False)[COLUMN].last()
-    growing = collapse.verdicts(runs.loc[list(last.index)], history)["C2"].fillna(False).astype(bool)
+def draw(runs: pd.DataFrame, history: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> Figure:
+    """`Sweep.runs`, `Sweep.history` and, if they are there already, `collapse.verdicts` of them -> the figure.
+
+    Of finished runs, those whose margin is above 0: log axes. The margin is the mean over the last pass over the data.
+    """
+    drawn = d.material(runs, history, "margin", COLUMN, every_beta=True)
+    last = at_end(runs[runs["rows"] > 0], history, [COLUMN])[COLUMN]
+    judged = collapse.verdicts(runs.loc[list(last.index)], history) if verdicts is None else verdicts
+    growing = judged["C2"].fillna(False).astype(bool)
     finished = runs.index[runs["state"] == "finished"]
     rows = [
         (curve, run, curve.beta, last[run], growing[run])
@@ -89,10 +95,11 @@ def _loss(ax: Axes, ends: pd.DataFrame, look: looks.Look) -> None:
     bars = np.array([by_beta["mean"] - by_beta["min"], by_beta["max"] - by_beta["mean"]])
     ax.errorbar(
         by_beta.index, by_beta["mean"], bars, color=look.colour, marker=look.marker, linewidth=d.WIDTH, elinewidth=0.8,
-        capsize=2, zorder=3, **d.MARKER,
+        capsize=2, zorder=3, markevery=max(1, len(by_beta) // MOST_MARKERS), **d.MARKER,
     )  # fmt: skip
     up = ends.groupby("beta")["growing"].any()
-    for beta in up.index[up]:
+    upward = up.index[up]
+    for beta in upward[d.spread(len(upward), MOST_ARROWS)]:
         ax.annotate(
             "", (beta, by_beta.loc[beta, "max"]), xytext=(0, 9), textcoords="offset points", zorder=2.9,
             arrowprops={"arrowstyle": "<-", "color": "0.2", "linewidth": 0.8, "shrinkB": 2.5},
@@ -107,7 +114,8 @@ def _betas(axes: Sequence[Axes], betas: Sequence[float]) -> None:
         if len(betas) <= 6:
             ax.set_xticks(betas)
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 30 else (1.0,)))
+        ax.yaxis.set_major_formatter(FuncFormatter(d.plain))
+        narrow = LogLocator(subs=(1.0, 2.0, 5.0)) if high / low > 4 else MaxNLocator(4)
+        ax.yaxis.set_major_locator(narrow if high / low < 30 else LogLocator())
         ax.yaxis.set_minor_formatter(NullFormatter())
         ax.tick_params(which="minor", length=0)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import seaborn as sns
 
 from analysis.statistics import Curve
+from analysis.sweep import REWARD_MODEL
 
 RGB = tuple[float, float, float]
 
@@ -19,11 +20,12 @@ class Look(NamedTuple):
 
 
 # Every loss of conf/loss/, as it is called in a figure. Its place in this list is its look: new ones go at the end.
+# The first seven, those compared most, have a colour each.
 NAMES = {
-    "dpo": "DPO", "ipo": "IPO", "cdpo": "cDPO", "robust": "robust DPO", "ipo_avg": "IPO avg", "hinge": "hinge",
-    "slic_hf": "SLiC-HF", "exp": "exponential", "probit": "probit", "distill": "distilled DPO", "exo": "EXO",
-    "nca": "NCA", "kto": "KTO", "bco": "BCO", "apo_zero": "APO zero", "apo_down": "APO down",
-    "sppo_hard": "SPPO hard", "cal_dpo": "Cal-DPO", "dpop": "DPOP", "simpo": "SimPO", "cpo": "CPO", "orpo": "ORPO",
+    "dpo": "DPO", "ipo": "IPO", "kto": "KTO", "simpo": "SimPO", "cdpo": "cDPO", "hinge": "hinge", "orpo": "ORPO",
+    "robust": "robust DPO", "ipo_avg": "IPO avg", "slic_hf": "SLiC-HF", "exp": "exponential", "probit": "probit",
+    "distill": "distilled DPO", "exo": "EXO", "nca": "NCA", "bco": "BCO", "apo_zero": "APO zero",
+    "apo_down": "APO down", "sppo_hard": "SPPO hard", "cal_dpo": "Cal-DPO", "dpop": "DPOP", "cpo": "CPO",
     "r_dpo": "R-DPO", "sigmoid_norm": "sigmoid norm", "ld_dpo": "LD-DPO", "f_dpo": "f-DPO", "chi_po": "χPO",
     "wpo": "WPO", "beta_dpo": "β-DPO", "discopop": "DiscoPOP", "aot": "AOT", "aot_unpaired": "AOT unpaired",
     "tdpo1": "TDPO1", "tdpo2": "TDPO2", "rpo": "RPO", "sft": "SFT", "mix": "mix",
@@ -73,6 +75,11 @@ def shade(colour: RGB, position: int, of: int) -> RGB:
     white = 0.55 * position / max(of - 1, 1)
     red, green, blue = (c + (1 - c) * white for c in colour)
     return red, green, blue
+
+
+def trained_name(loss: str, objective: str) -> str:
+    """DPO, or where it is not a policy that is trained, DPO reward model."""
+    return loss_name(loss) + (" reward model" if objective == REWARD_MODEL else "")
 
 
 def loss_name(loss: str) -> str:

@@ -60,19 +60,21 @@ def first_rows(history: pd.DataFrame) -> pd.DataFrame:
     return history[history["step"] == 0].set_index("run")
 
 
-def theory_over_seeds(runs: pd.DataFrame, starts: pd.DataFrame, curve: Curve) -> tuple[theory.Array | None, str]:
+def theory_over_seeds(
+    runs: pd.DataFrame, starts: pd.DataFrame, curve: Curve, metric: str = COLUMN
+) -> tuple[theory.Array | None, str]:
     """The mean of the closed-form lines of a curve's runs, over its longest run; or None and the reason.
 
-    starts: `first_rows` of the history.
+    starts: `first_rows` of the history. metric: one of `theory.FROM_MARGIN`.
     """
     own = runs.loc[list(curve.ids)]
     t = np.arange(int(own["rows"].max()))
     pairs = zip(as_dicts(own), as_dicts(starts.loc[list(curve.ids)]), strict=True)
-    lines = [theory.margin_line(run, start, t) for run, start in pairs]
-    reasons = dict.fromkeys(line.why_not for line in lines if line.why_not)
+    lines = [theory.metric_line(metric, run, start, t) for run, start in pairs]
+    reasons = dict.fromkeys(why_not for _, why_not in lines if why_not)
     if reasons:
         return None, "; ".join(reasons)
-    return np.mean([line.margin for line in lines if line.margin is not None], axis=0), ""
+    return np.mean([values for values, _ in lines if values is not None], axis=0), ""
 
 
 def _keys(lines: Mapping[Curve, theory.Array | None], targets: Mapping[Curve, float]) -> list[Line2D]:

@@ -11,21 +11,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.scale import SymmetricalLogTransform
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from analysis.collapse import rows_of_a_pass
 from analysis.figures import draw as d
+from analysis.figures import style
 from analysis.figures.looks import Look
 from analysis.figures.sheet import Panel, sheet
+from analysis.figures.symlog import SCALE, TRANSFORM, limit
 from analysis.sweep import census
 
 CHOSEN, REJECTED = "log_ratios/chosen", "log_ratios/rejected"
-SCALE: dict[str, Any] = {"base": 10, "linthresh": 1, "linscale": 0.6}
-TRANSFORM = SymmetricalLogTransform(**SCALE)
 ZERO: dict[str, Any] = {"color": "0.35", "linewidth": 0.7}
 EQUAL: dict[str, Any] = {"color": "0.75", "linewidth": 0.5, "linestyle": (0, (1, 1.5))}
 
@@ -43,22 +39,19 @@ def draw(runs: pd.DataFrame, history: pd.DataFrame) -> Figure:
     n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     seeds = "One seed per curve." if counts[-1] == 1 else f"Mean over {n} seeds."
     blown = " Diverged runs are left out." if drawn.diverged else ""
-    note = f"{census(runs)}{drawn.lacking}. {seeds}{blown}{betas} Each point is the mean over a pass over the data."
+    note = f"{census(runs)}{drawn.lacking}. {seeds}{blown}{betas}{drawn.by_pass}"
     steady = {curve: part for curve, (part, _) in drawn.parts.items() if part is not None}
     if not steady:
         raise d.NothingToDraw("every run diverged")
-    paths = {
-        curve: np.array([_by_pass(frame[steady[curve]], runs.loc[[curve.ids[0]]]) for frame in (a, b)])
-        for curve in steady
-    }
+    paths = {curve: np.array([frame[steady[curve]]["mean"] for frame in (a, b)]) for curve in steady}
     x_label, y_label = "log-ratio a of the chosen response (nats)", "… b of the rejected (nats)"
     with sheet([*panels], x_label, [Panel(y_label, 48.0)], legends, note) as on:
         reach = np.concatenate([[[0.0, 0.0]], *(_most_of(path) for path in paths.values())])
         for ax, members in zip(on.axes, panels.values(), strict=True):
             ax.set_xscale("symlog", **SCALE)
             ax.set_yscale("symlog", **SCALE)
-            ax.set_xlim(_limit(ax.xaxis, reach[:, 0], on.small))
-            ax.set_ylim(_limit(ax.yaxis, reach[:, 1], on.small))
+            ax.set_xlim(limit(ax.xaxis, reach[:, 0], on.small))
+            ax.set_ylim(limit(ax.yaxis, reach[:, 1], on.small))
             _equal_margins(ax)
             ax.axhline(0, zorder=1.5, **ZERO)
             ax.axvline(0, zorder=1.5, **ZERO)
@@ -69,44 +62,17 @@ def draw(runs: pd.DataFrame, history: pd.DataFrame) -> Figure:
     return on.figure
 
 
-def _by_pass(frame: pd.DataFrame, run: pd.DataFrame) -> Any:
-    """The start, then the mean over each pass over the data, so that a trajectory does not jump from pair to pair."""
-    mean, rows = frame["mean"].to_numpy(), int(rows_of_a_pass(run)[0])
-    whole = mean[: len(mean) // rows * rows].reshape(-1, rows).mean(1)
-    return whole if rows == 1 else np.concatenate([mean[:1], whole])
-
-
 def _most_of(path: Any) -> Any:
     """[2, T] -> [2, 2]: the range of 98 % of its steps in a and in b, so that one excursion does not set the scale."""
     there = path[:, np.isfinite(path).all(0)]
     return np.quantile(there, [0.01, 0.99], axis=1) if there.size else np.zeros((2, 2))
 
 
-def _limit(axis: Axis, values: Any, small: bool) -> tuple[float, float]:
-    """Room for these values and for -1 to 1. Sets ticks at 0 and at powers of ten, three a side, or one."""
-    low, high = min(float(values.min()), -1.0), max(float(values.max()), 1.0)
-    start, end = TRANSFORM.transform(np.array([low, high]))
-    spare = 0.06 * (end - start)
-    low, high = TRANSFORM.inverted().transform(np.array([start - spare, end + spare]))
-    decades = np.arange(math.floor(math.log10(max(-low, high))) + 1)
-    decades = decades[-1:] if small else decades[:: math.ceil(len(decades) / 3)]
-    marks = [0.0, *(sign * 10.0**n for n in decades for sign in (-1, 1) if low <= sign * 10.0**n <= high)]
-    axis.set_major_locator(FixedLocator(sorted(marks)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(_tick))
-    return low, high
-
-
-def _tick(value: float, _: int) -> str:
-    if abs(value) < 1e4:
-        return d.plain(value, 0)
-    return f"${'−' if value < 0 else ''}10^{{{math.log10(abs(value)):.0f}}}$"
-
-
 def _trajectory(ax: Axes, path: Any, look: Look) -> None:
     """[2, T]: the curve, and a marker where it ends."""
     x, y = path
-    ax.plot(x, y, color=look.colour, linewidth=d.WIDTH, zorder=3)
+    some = style.thinned(np.arange(len(x)), path.T)
+    ax.plot(x[some], y[some], color=look.colour, linewidth=d.WIDTH, zorder=3)
     there = np.flatnonzero(np.isfinite(x) & np.isfinite(y))[-1:]
     ax.plot(x[there], y[there], color=look.colour, marker=look.marker, linestyle="", zorder=3.1, **d.MARKER)
 

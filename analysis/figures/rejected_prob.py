@@ -38,7 +38,7 @@ def draw(runs: pd.DataFrame, history: pd.DataFrame) -> Figure:
     with sheet([*panels], "step (optimiser updates)", [Panel(LABELS[column], 52.0)], legends, note) as on:
         d.share_y(on, on.axes, [*panels], drawn.wanted(panels.values(), frames))
         for ax, members in zip(on.axes, panels.values(), strict=True):
-            _probability_ticks(ax)
+            probability_ticks(ax)
             drawn.draw(ax, members, frames)
     return on.figure
 
@@ -54,7 +54,7 @@ def _log10(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**{column: frame[column] / math.log(10) for column in ("mean", "low", "high")})
 
 
-def _probability_ticks(ax: Axes) -> None:
+def probability_ticks(ax: Axes) -> None:
     """Label an axis of log10 pi with probabilities: whole powers of ten, or 1-2-5 steps where it spans few of them."""
     low, high = ax.get_ylim()
     room = ax.yaxis.get_tick_space()

@@ -33,7 +33,7 @@ def draw(runs: pd.DataFrame, history: pd.DataFrame) -> Figure:
     x_label = "step (optimiser updates; log scale from 1)"
     two = [Panel("reward margin (logit)", 42.0), Panel("accuracy", 20.0)]
     with sheet([*panels], x_label, two, legends, note) as on:
-        d.share_y(on, on.of(0, 2), [*panels], drawn.wanted(panels.values(), margins))
+        d.share_y(on, on.of(0, 2), [*panels], drawn.wanted(panels.values(), margins), signed=True)
         on.share_y(on.of(1, 2))
         spare = 0.15 if on.small else 0.05  # for the markers
         for upper, lower, members in zip(on.of(0, 2), on.of(1, 2), panels.values(), strict=True):

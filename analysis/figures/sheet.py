@@ -192,7 +192,7 @@ class _Layout:
 
     def _legend_columns(self, entries: Sequence[Line2D]) -> int:
         """Two on a column and four on a page, or as many as the longest entry leaves room for."""
-        wanted = 4 if self.columns > 1 else 2
+        wanted = 4 if self.columns > 1 else 3 if len(entries) == 3 else 2
         widest = max(self._measured(str(entry.get_label()), mpl.rcParams["legend.fontsize"]) for entry in entries)
         em = float(mpl.rcParams["legend.fontsize"]) / 72 / MM
         return max(1, min(wanted, int((self.width - 4.0 + 1.5 * em) / (widest + (2.4 + 0.8 + 1.5) * em))))

@@ -13,26 +13,32 @@ from analysis import survival as s
 from analysis.figures import draw as d
 from analysis.figures import looks
 from analysis.figures.sheet import Panel, sheet
-from analysis.sweep import census, with_columns
+from analysis.sweep import REWARD_MODEL, census, objectives, with_columns
 
 
-def draw(runs: pd.DataFrame, history: pd.DataFrame) -> Figure:
-    """`Sweep.runs` and `Sweep.history` -> the figure. All settings and seeds of a loss are one group."""
+def draw(runs: pd.DataFrame, history: pd.DataFrame, verdicts: pd.DataFrame | None = None) -> Figure:
+    """`Sweep.runs`, `Sweep.history` and, if they are there already, `collapse.verdicts` of them -> the figure.
+
+    All settings and seeds of a loss are one group; reward models of that loss are another.
+    """
     runs = runs[runs["copy_of"].isna()]  # a run counts once, in however many places it was asked for
     those = with_columns(runs, "rewards/margins")
     if those.empty:
         raise d.NothingToDraw("no run has rewards/margins in its history")
-    verdicts = collapse.verdicts(those, history[history["run"].isin(those.index)])
-    timed = s.times(verdicts)
-    groups = {str(loss): list(own.index) for loss, own in those.groupby("loss.name", sort=False)}
+    if verdicts is None:
+        verdicts = collapse.verdicts(those, history[history["run"].isin(those.index)])
+    timed = s.times(verdicts.loc[verdicts.index.intersection(those.index)])
+    groups, base = {}, {}
+    look = looks.of_losses(those["loss.name"].unique())
+    for (loss, objective), own in those.groupby([those["loss.name"], objectives(those)], sort=False):
+        name = looks.trained_name(str(loss), str(objective))
+        groups[name], base[name] = list(own.index), (look[str(loss)], objective == REWARD_MODEL)
     curves = s.curves(timed, groups)
-    base = looks.of_losses(groups)
-    collapsed = timed["collapsed"].groupby(those["loss.name"], sort=False).sum()
+    collapsed = {name: int(timed.loc[ids, "collapsed"].sum()) for name, ids in groups.items()}
     keys = [
-        Line2D([], [], color=base[loss].colour, marker=base[loss].marker, linewidth=d.WIDTH,
-               label=f"{looks.loss_name(loss)} ({collapsed[loss]} of {len(ids)})", **d.MARKER)
-        for loss, ids in groups.items()
-    ]  # fmt: skip
+        Line2D([], [], label=f"{name} ({collapsed[name]} of {len(ids)})", **_style(*base[name]))
+        for name, ids in groups.items()
+    ]
     lacking = len(with_columns(runs)) - len(those)
     left_out = f"; {lacking} without rewards, not shown" if lacking else ""
     note = (
@@ -50,20 +56,28 @@ def draw(runs: pd.DataFrame, history: pd.DataFrame) -> Figure:
         for ax, losses in zip(on.axes, panels.values(), strict=True):
             ax.set_ylim(-0.05, 1.05)
             for loss in losses:
-                _curve(ax, curves[curves["group"] == loss], base[loss], timed.loc[groups[loss], "duration"].max())
+                _curve(ax, curves[curves["group"] == loss], *base[loss], timed.loc[groups[loss], "duration"].max())
             ax.yaxis.set_major_locator(FixedLocator([0.0, 0.5, 1.0]))
             ax.yaxis.set_major_formatter(FuncFormatter(d.plain))
         d.count_steps_in_tens(on.axes[0], last)
     return on.figure
 
 
-def _curve(ax: Axes, curve: pd.DataFrame, look: looks.Look, last: float) -> None:
+def _style(look: looks.Look, model: bool) -> dict[str, Any]:
+    """A reward model's line is broken and its markers are hollow, as in other figures."""
+    marks = {**d.HOLLOW, "markeredgecolor": look.colour} if model else d.MARKER
+    line = d.MODEL_LINE if model else d.SOLID
+    return {"color": look.colour, "marker": look.marker, "linewidth": d.WIDTH, "linestyle": line, **marks}
+
+
+def _curve(ax: Axes, curve: pd.DataFrame, look: looks.Look, model: bool, last: float) -> None:
     """A step function that goes on to the last step of any of the group's runs; markers where it falls."""
+    style = _style(look, model)
+    marks = {**style, "linewidth": 0}
     ends = pd.concat([curve, curve.tail(1).assign(step=last)])
-    ax.step(ends["step"], ends["survival"], where="post", color=look.colour, linewidth=d.WIDTH, zorder=3)
+    ax.step(ends["step"], ends["survival"], where="post", zorder=3, **{**style, "marker": ""})
     falls = curve[curve["survival"].diff() < 0]
     marked = falls.iloc[:: max(1, len(falls) // 6)]
-    marks: dict[str, Any] = {"color": look.colour, "marker": look.marker, "linestyle": "", **d.MARKER}
     ax.plot(marked["step"], marked["survival"], zorder=3.1, **marks)
     ax.fill_between(ends["step"], ends["low"], ends["high"], step="post", color=look.colour, alpha=0.2, linewidth=0)
 

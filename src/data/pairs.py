@@ -7,7 +7,7 @@ K responses ranked best first (a preference pair is K = 2: chosen, rejected), T 
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,15 @@ class PairData:
         if self.held_out is not None:
             made["held_out"] = self.held_out.report()
         return made
+
+    def only_chosen(self) -> "PairData":
+        """The same prompts, each with its best response alone; held-out ones too."""
+        return replace(
+            self,
+            responses=tuple((best,) for best, *_ in self.responses),
+            scores=tuple((best,) for best, *_ in self.scores),
+            held_out=None if self.held_out is None else self.held_out.only_chosen(),
+        )
 
     def take(self, rows: Sequence[int]) -> "PairData":
         """These rows, in this order. What was dropped stays with the whole, and so does `held_out`."""

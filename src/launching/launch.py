@@ -23,7 +23,7 @@ from src.launching.work import Ended, Shared, Work, is_done
 from src.progress import SweepProgress
 from src.stacking import plan_stacks, say_groups
 from src.store import RunDirectory
-from src.train import Stop, check_ranks, how_to_build
+from src.train import Stop, check_data, how_to_build
 
 POLL_SECONDS = 1.0
 
@@ -108,7 +108,7 @@ class _Sweep:
         every = [run.config for run in self._plan.runs]
         device = _prepare(every, self._launcher)
         data = load_data(every, self._shared.loaded)
-        check_ranks(every, data)
+        check_data(every, data)
         model = every[0].model.build()
         self._processes = self._launcher.processes or processes_for(
             every[0].compute.params["threads"] or model.threads, device
@@ -124,11 +124,9 @@ class _Sweep:
         rest = plan_stacks([every[i] for i in broken], [data[i] for i in broken], self._processes)
         stacks = whole + [[broken[i] for i in stack] for stack in rest]
         here = device if self._launcher.engine == "local" else torch.device("cpu")
-        for stack in stacks:
-            _try_model(every[stack[0]], data[stack[0]], here)
-        self.notes = say_groups(
-            [every[i] for stack in stacks for i in stack], [data[i] for stack in stacks for i in stack]
-        )
+        said = [line for stack in stacks for line in _try_model(every[stack[0]], data[stack[0]], here)]
+        grouped = [i for stack in stacks for i in stack]
+        self.notes = [*dict.fromkeys(said), *say_groups([every[i] for i in grouped], [data[i] for i in grouped])]
         return [self._work([self._plan.runs[i] for i in stack]) for stack in stacks]
 
     def _work(self, runs: Sequence[Planned]) -> Work:
@@ -198,7 +196,11 @@ def _prepare(configs: Sequence[RunConfig], launcher: Launcher) -> torch.device:
     return device
 
 
-def _try_model(config: RunConfig, pairs: PairData, device: torch.device) -> None:
-    """Build one policy and throw it away: a model that does not fit its data is found before anything is created."""
+def _try_model(config: RunConfig, pairs: PairData, device: torch.device) -> list[str]:
+    """Build one policy and throw it away: a model that does not fit its data is found before anything is created.
+
+    Gives what is to be said about it.
+    """
     spec = config.model.build()
-    type(spec).stack([spec], [pairs], how_to_build(config, device))
+    policy = type(spec).stack([spec], [pairs], how_to_build([config], device))
+    return [*policy.notes, *config.compute.build().notes(config.dtype, config.autocast)]

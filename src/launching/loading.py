@@ -26,5 +26,8 @@ def load_data(configs: Sequence[RunConfig], loaded: Loaded | None = None) -> lis
         if key not in loaded:
             extra = {"tokenizer": config.model.build().tokenizer()} if needs_tokenizer else {}
             loaded[key] = config.data.build(**extra)
+        if config.objective == "sft":
+            whole, key = loaded[key], f"chosen of {key}"
+            loaded.setdefault(key, whole.only_chosen())
         result.append(loaded[key])
     return result

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from src import distributed
 from src.launching.work import Ended, Shared, Work, lost, train
 from src.train import OnStep, Stop
 
@@ -164,4 +165,6 @@ def _every_so_often(report: Callable[[int, Sequence[float]], None]) -> OnStep:
 def processes_for(threads: int | None, device: torch.device) -> int:
     """As many workers as there are cores for the threads each wants; a GPU and a model that wants all cores get one."""
     cores = len(os.sched_getaffinity(0))
+    if distributed.size() > 1:  # the processes are there already, and train one stack together
+        return 1
     return 1 if threads is None or device.type != "cpu" else max(1, cores // threads)

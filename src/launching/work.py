@@ -1,10 +1,11 @@
 """One stack of a sweep, from its locks to its last status: what a worker does, wherever it runs."""
 
 import hashlib
+import json
 import time
 import traceback
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,15 +13,30 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from src import distributed
 from src.checkpoint import Checkpoints
-from src.config import Launcher, one_line
+from src.config import Evaluation, Launcher, one_line
 from src.data.pairs import PairData
-from src.launching import locks
+from src.evaluation import Evaluated
+from src.launching import follow, locks
 from src.launching.loading import Loaded, load_data
 from src.launching.plan import Planned
 from src.logprobs import ReferenceLogps
-from src.store import ENDED, RunDirectory, State, read_history
-from src.tracking import NoTracker, Tracker
+from src.reference import References
+from src.store import (
+    ENDED,
+    EVALUATIONS,
+    PROBES,
+    Columns,
+    RunDirectory,
+    State,
+    columns_of,
+    read_history,
+    read_samples,
+    read_stream,
+)
+from src.tracking import NoTracker
+from src.tracking.mirror import Mirror
 from src.train import OnStep, Outcome, Stop, train_stack
 
 
@@ -72,10 +88,19 @@ class Shared:
 
 
 def is_done(run: Planned, directory: RunDirectory) -> bool:
-    """A finished run is done, unless its weights are asked for now and were not kept."""
+    """A finished run is done, unless weights are asked for that were not kept, or evaluations that were not made."""
     state = directory.state
     kept = not run.config.save or state == "diverged" or (directory.path / "policy").is_dir()
-    return state in ENDED and kept
+    return state in ENDED and kept and (not run.config.evaluation.on or _evaluated_as_asked(run, directory))
+
+
+def _evaluated_as_asked(run: Planned, directory: RunDirectory) -> bool:
+    """Was, or is, the run on disk evaluated in the way that is asked for now? Its identity does not say."""
+    try:
+        config = json.loads((directory.path / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(config.get("evaluation", asdict(Evaluation())) == asdict(run.config.evaluation))
 
 
 def train(
@@ -132,18 +157,26 @@ def _complete(work: Work, run: Planned, directory: RunDirectory) -> bool:
     history = read_history(directory.path)
     if history is None or len(history) < run.config.steps:
         return False
-    columns = {name: history[name].to_numpy() for name in history.column_names}
+    columns, evaluations = columns_of(history), columns_of(read_stream(directory.path, EVALUATIONS))
     if not np.isfinite([columns["loss"][-1], columns["grad_norm"][-1]]).all():
+        return False
+    if run.config.evaluation.on and (
+        not _evaluated_as_asked(run, directory) or evaluations.get("step", [0])[-1] < run.config.steps
+    ):
         return False
     directory.adopt()
     directory.update(attempt=directory.status.get("attempt", 1) + 1)
-    tracker = run.config.tracking.build().start(
-        run.plain_config(work.sweep), directory.path, directory.status["attempt"]
-    )
-    tracker.log(columns)
-    tracker.finish(0)
+    _mirror(work, run, directory, columns, evaluations).finish(0)
     directory.end("finished", steps_done=len(history), step=None, reason=None)
     return True
+
+
+def _mirror(work: Work, run: Planned, directory: RunDirectory, history: Columns, evaluations: Columns) -> Mirror:
+    """Begin the mirror of a run, and tell it what is on disk already."""
+    config = run.plain_config(work.sweep)
+    mirror = Mirror(run.config.tracking.build().start(config, directory.path, directory.status["attempt"]))
+    mirror.replay(history, evaluations, read_samples(directory.path) if evaluations else [])
+    return mirror
 
 
 class _Stack:
@@ -153,7 +186,7 @@ class _Stack:
         self._work, self._shared, self._on_step, self._stop = work, shared, on_step, stop
         self._runs = work.runs
         self._directories = [work.directory(run) for run in work.runs]
-        self._trackers: list[Tracker] = [NoTracker() for _ in work.runs]
+        self._mirrors = [Mirror(NoTracker()) for _ in work.runs]
         self._last: list[Mapping[str, float]] = [{} for _ in work.runs]
         self._started = time.monotonic()
 
@@ -166,8 +199,11 @@ class _Stack:
             device = compute.prepare()
             compute.use_threads(configs[0].model.build().threads or self._work.cores)
             self._begin(data, checkpoints)
+            kept = self._work.folder.parent / ".references"
+            follow.tell(configs, kept, checkpoints.folder)
+            references = References(kept, self._shared.references)
             outcomes, policy = train_stack(
-                configs, data, self._emit, device, self._on_step, self._shared.references, checkpoints, self._stop
+                configs, data, self._emit, device, self._on_step, references, checkpoints, self._stop, self._keep
             )
             for r, run in enumerate(self._runs):
                 if run.config.save and outcomes[r].state == "finished":
@@ -178,6 +214,11 @@ class _Stack:
             return self._end([Outcome("interrupted", reason="stopped by a signal")] * len(configs))
         except Exception as error:  # whatever went wrong belongs to these runs; the sweep goes on and reports it
             reason = f"{type(error).__name__}: {one_line(error)}"
+            if (
+                distributed.size() > 1
+            ):  # the other processes are somewhere in the middle; torchrun ends them with this one
+                self._end([Outcome("failed", reason=reason)] * len(configs), traceback=traceback.format_exc())
+                raise
             if not _out_of_memory(error) or len(configs) == 1:
                 outcomes = [Outcome("failed", reason=reason)] * len(configs)
                 return self._end(outcomes, traceback=traceback.format_exc())
@@ -189,34 +230,43 @@ class _Stack:
 
     def _begin(self, data: Sequence[PairData], checkpoints: Checkpoints) -> None:
         """Open the run directories and their mirrors, at the rows a checkpoint goes on from or at none."""
+        members = list(zip(self._runs, self._directories, strict=True))
         snapshot = checkpoints.load()
-        histories: list[Mapping[str, np.ndarray] | None] = [None] * len(self._runs)
-        if snapshot is not None:
-            rows = snapshot.facts["rows"]
-            histories = [d.resume(n, len(rows)) for d, n in zip(self._directories, rows, strict=True)]
-            if any(history is None for history in histories):  # less history than the checkpoint stands on
-                checkpoints.remove()
-                histories = [None] * len(self._runs)
-        for r, (run, directory, history) in enumerate(zip(self._runs, self._directories, histories, strict=True)):
-            config = run.plain_config(self._work.sweep)
-            if history is None:
+        found: list[tuple[Columns, Columns] | None] = [None] * len(members)
+        if snapshot is not None and all(_evaluated_as_asked(*member) for member in members):
+            rows, every = snapshot.facts["rows"], self._runs[0].config.evaluation.every
+            found = [d.resume(n, len(rows), snapshot.step, every) for d, n in zip(self._directories, rows, strict=True)]
+        if any(rows_on_disk is None for rows_on_disk in found):  # fewer than the checkpoint stands on, or other ones
+            checkpoints.remove()
+            found = [None] * len(members)
+        for r, (run, directory) in enumerate(members):
+            if found[r] is None:
                 before = directory.status
                 again = before.get("state", "planned") != "planned"
-                directory.create(config, self._work.command, before.get("attempt", 1) + again)
+                attempt = before.get("attempt", 1) + again
+                directory.create(run.plain_config(self._work.sweep), self._work.command, attempt)
                 directory.start(data[r].report(), len(self._runs))
-            self._trackers[r] = run.config.tracking.build().start(config, directory.path, directory.status["attempt"])
-            if history:
-                self._trackers[r].log(history)
+            self._mirrors[r] = _mirror(self._work, run, directory, *(found[r] or ({}, {})))
 
     def _emit(self, r: int, columns: Mapping[str, np.ndarray]) -> None:
         self._directories[r].append(columns)
-        self._trackers[r].log(columns)
+        self._mirrors[r].log(columns)
         self._last[r] = {name: float(values[-1]) for name, values in columns.items()}
+
+    def _keep(self, r: int, found: Evaluated) -> None:
+        """The row of metrics comes last: where it is, the rest of that evaluation is."""
+        directory, mirror = self._directories[r], self._mirrors[r]
+        if found.probes:
+            directory.append(found.probes, PROBES)
+        if found.answers:
+            directory.append_samples(found.answers)
+        directory.append(found.metrics, EVALUATIONS)
+        mirror.evaluated(found.metrics, found.answers)
 
     def _halves(self, reason: str) -> list[Ended]:
         """Both halves of a stack for which there was not enough memory."""
-        for tracker in self._trackers:
-            tracker.finish(1)
+        for mirror in self._mirrors:
+            mirror.finish(1)
         middle = len(self._runs) // 2
         torch.cuda.empty_cache()
         ended = []
@@ -236,8 +286,9 @@ class _Stack:
             line = f"{label}: {outcome.state}: {outcome.reason}"
             if outcome.state == "finished":
                 line = f"{label}: {rows} updates; {_last_values(self._last[r])}"
+                line += f"; {outcome.reason}" if outcome.reason else ""
             status: dict[str, Any] = {"steps_done": rows, "step": outcome.step, "reason": outcome.reason, **more}
-            self._trackers[r].finish(0 if outcome.state in ENDED else 1)  # first: a finished run's mirror is whole
+            self._mirrors[r].finish(0 if outcome.state in ENDED else 1)  # first: a finished run's mirror is whole
             try:
                 self._directories[r].end(outcome.state, train_seconds=seconds, **status)
             except OSError as error:  # a full disk takes no status either; the history is there up to that point

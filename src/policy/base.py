@@ -1,14 +1,19 @@
 """What the training loop asks of a policy."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from src.data.pairs import PairData
+from src import distributed
+from src.compute import Compute
+from src.data.pairs import Ids, PairData
+from src.errors import BadInput
+from src.policy.adapters import Lora
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,37 @@ class Policy(Protocol):
     """
 
     runs: int
+    notes: Sequence[str]  # what was asked for and cannot be had of this model
 
     def parameters(self) -> Sequence[Tensor]: ...
 
-    def token_logps(self, index_RB: Tensor, vocabulary: bool = False) -> TokenLogps:
+    def token_logps(self, index_RB: Tensor, vocabulary: bool = False, step: int | None = None) -> TokenLogps:
         """Log-probs of the responses of prompts `index_RB` (int64 indices into each run's data).
 
         vocabulary: also keep the whole next-token distributions.
+        step: the update these are for; None: not for training, so without dropout.
+        """
+        ...
+
+    def weights_digest(self) -> str | None:
+        """A hash of the weights of the reference, the same for all runs, by which its log-probs are kept on disk.
+
+        None: they are not kept, since computing them again costs nothing. A policy that gives a digest starts as its
+        reference.
+        """
+        ...
+
+    def sample(self, run: int, prompts: Sequence[Ids], max_new_tokens: int, temperature: float, seed: int) -> list[Ids]:
+        """Answers drawn from one run's own distribution, of one token at least.
+
+        The end-of-sequence token is part of an answer where it was drawn. The same seed gives the same answers.
+        """
+        ...
+
+    def rescore(self, run: int, data: PairData, reference: bool = False) -> TokenLogps:
+        """Log-probs of any responses under one run's policy, or under its reference: values and mask [1, P, K, T].
+
+        Without dropout and without gradients. K may be 1.
         """
         ...
 
@@ -82,12 +111,28 @@ class Build:
         position t, as the source notebooks do; policies for which that has no meaning raise BadInput.
     role: "reference" is only asked of models whose init is "independent". A "reward_model"'s `token_logps` gives one
         number a response, its reward, with T = 1.
+    compute, autocast, adapters: of `src.policy.pretrained` alone: how a pass is made, the type of its products (None:
+        that of the weights), and the adapter of each run (empty: every weight is trained).
     """
 
     device: torch.device
     dtype: torch.dtype
     shifted: bool = True
     role: Literal["policy", "reference", "reward_model"] = "policy"
+    compute: Compute = field(default_factory=partial(Compute, device="cpu"))
+    autocast: torch.dtype | None = None
+    adapters: tuple[Lora, ...] = ()
+
+
+def refuse_what_others_have(build: Build, name: str) -> None:
+    """Raise BadInput for what only pretrained models do."""
+    for what, given in (
+        ("adapter", build.adapters),
+        ("autocast", build.autocast),
+        ("torchrun", distributed.size() > 1),
+    ):
+        if given:
+            raise BadInput(f"{what} needs model=pretrained or model=smollm2, not model={name}")
 
 
 class ModelSpec(Protocol):

@@ -1,7 +1,6 @@
-"""How a batch of prompts and their responses lies in a language model's input.
+"""How the prompts and responses of R runs' batches lie in a language model's input.
 
-Legend: N rows of C columns, M columns whose logits are needed. Flattened, `targets_NM` without NO_TOKEN are always all
-response tokens in the order prompt, rank, position.
+Legend: N rows of C columns, M columns at which a response token is predicted.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,89 +10,157 @@ import torch
 from torch import Tensor
 
 from src.data.pairs import Ids
-from src.policy.base import pad_ids
 
 Ranked = tuple[Ids, ...]  # prompt, then its responses: chosen, rejected
 
-NO_TOKEN = -100  # cross_entropy's default ignore_index
-PACK = 1024  # tokens; longer packs spend more on attention across prompts, which is masked out, than they save
+
+@dataclass(frozen=True)
+class Segment:
+    """A prompt and one or more responses to it, side by side in a row.
+
+    A response sees the prompt and itself; its positions start again after the prompt. `places` says for each response
+    which (batch place, rank) it is.
+    """
+
+    prompt: Ids
+    responses: tuple[Ids, ...]
+    places: tuple[tuple[int, int], ...]
+
+    def seen(self, shifted: bool) -> list[Ids]:
+        """What the model reads of each response: no one predicts from the last token, if a token is predicted from the
+        column before it."""
+        return [ids[:-1] if shifted else ids for ids in self.responses]
+
+    def width(self, shifted: bool) -> int:
+        return len(self.prompt) + sum(map(len, self.seen(shifted)))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """attention: True where a column may be read; [N, C] for all that come after it, or [N, 1, C, C] (query, key)."""
+    """The rows of one pass. A run's rows are neighbours, and every run has as many.
+
+    ids_NC, positions_NC: padded on the right with 0; filled_NC: False there.
+    segments: (row, first column, lengths of the prompt and of each response) in reading order.
+    source_M: flattened columns whose hidden state predicts a response token, targets_M: that token, place_M: where its
+        log-prob belongs in the flattened [R, B, K, T].
+    """
 
     ids_NC: Tensor
     positions_NC: Tensor
-    attention: Tensor
-    keep_M: Tensor
-    targets_NM: Tensor
+    filled_NC: Tensor
+    segments: tuple[tuple[int, int, tuple[int, ...]], ...]
+    source_M: Tensor
+    targets_M: Tensor
+    place_M: Tensor
 
 
-def padded_rows(batch: Sequence[Ranked], *, shifted: bool) -> Layout:
-    """A row for each prompt and response, padded on the right. For any causal model.
+def segments_of(batch: Sequence[Ranked], *, share_prompts: bool) -> list[Segment]:
+    """One segment a prompt with all its responses, or one a response."""
+    if share_prompts:
+        return [
+            Segment(prompt, tuple(ranked), tuple((b, k) for k in range(len(ranked))))
+            for b, (prompt, *ranked) in enumerate(batch)
+        ]
+    return [
+        Segment(prompt, (response,), ((b, k),))
+        for b, (prompt, *ranked) in enumerate(batch)
+        for k, response in enumerate(ranked)
+    ]
 
-    Padding on the left would align the responses, but then a padding column sees no column at all, which is NaN in some
-    attentions, and models without position ids or with a recurrent state start at the wrong place.
+
+def micro_batches(
+    runs: Sequence[list[Segment]], max_tokens: int | None, *, pack: bool, shifted: bool
+) -> Iterator[list[list[Segment]]]:
+    """Split each run's segments into as many parts as are needed for a part to have at most `max_tokens` columns in
+    all, padding included; one segment a run at least.
+
+    Segments are grouped by length, so that rows, if they are padded, are padded little.
+    """
+    count = len(runs[0])
+    if max_tokens is None:
+        yield [list(run) for run in runs]
+        return
+    by_length = [sorted(run, key=lambda s: s.width(shifted), reverse=True) for run in runs]
+    start = 0
+    while start < count:
+        stop = start + 1
+        while stop < count and _columns([run[start : stop + 1] for run in by_length], pack, shifted) <= max_tokens:
+            stop += 1
+        yield [run[start:stop] for run in by_length]
+        start = stop
+
+
+def _columns(runs: Sequence[Sequence[Segment]], pack: bool, shifted: bool) -> int:
+    widths = [[s.width(shifted) for s in run] for run in runs]
+    rows = [sum(run) for run in widths] if pack else [w for run in widths for w in run]
+    return max(rows) * len(rows)
+
+
+def lay_out(
+    runs: Sequence[Sequence[Segment]], width: int, ranks: int, batch: int, *, pack: bool, shifted: bool
+) -> Layout:
+    """Rows for the segments of R runs: all of a run's in one row if `pack`, else one a row.
+
+    Padding is on the right: on the left, models without position ids or with a recurrent state would start at the wrong
+    place, and a padding column would see no column at all, which is NaN in some attentions.
 
     Args:
+        width, ranks, batch: T, K and B of the result that `place_M` points into.
         shifted: a token is predicted from the column before it; otherwise from its own.
     """
-    rows = [(prompt, ids) for prompt, *ranked in batch for ids in ranked]
-    ids_NC, attention_NC = pad_ids([(*prompt, *(ids[:-1] if shifted else ids)) for prompt, ids in rows])
-    targets_NC = torch.full_like(ids_NC, NO_TOKEN)
-    for n, (prompt, ids) in enumerate(rows):
-        first = len(prompt) - shifted
-        targets_NC[n, first : first + len(ids)] = torch.tensor(ids)
-    keep_M = torch.arange(min(len(prompt) for prompt, _ in rows) - shifted, ids_NC.shape[1])
-    positions_NC = torch.arange(ids_NC.shape[1]).expand_as(ids_NC)
-    return Layout(ids_NC, positions_NC, attention_NC, keep_M, targets_NC[:, keep_M])
-
-
-def packs(batch: Sequence[Ranked], *, shifted: bool) -> Iterator[Layout]:
-    """Prompts, each followed by its responses, in one row without padding, as many as PACK tokens hold (one at least).
-
-    The prompt is computed once, a response does not see the others, and its positions start again after the prompt. For
-    models to whom mask and positions say all about order.
-    """
-    pack: list[Ranked] = []
-    size = 0
-    for ranked in batch:
-        tokens = sum(map(len, ranked))
-        if pack and size + tokens > PACK:
-            yield _pack(pack, shifted)
-            pack, size = [], 0
-        pack.append(ranked)
-        size += tokens
-    yield _pack(pack, shifted)
-
-
-def _pack(batch: Sequence[Ranked], shifted: bool) -> Layout:
-    ids: list[int] = []
-    positions: list[int] = []
-    part: list[tuple[int, int]] = []  # of each column: its prompt's number, and 0 in the prompt, k in response k
-    keep: list[int] = []
+    rows: list[list[Segment]] = []
+    run_of_row: list[int] = []
+    for r, segments in enumerate(runs):
+        own = [list(segments)] if pack else [[s] for s in segments]
+        rows += own
+        run_of_row += [r] * len(own)
+    columns = max(sum(s.width(shifted) for s in row) for row in rows)
+    ids_NC = torch.zeros(len(rows), columns, dtype=torch.int64)
+    positions_NC = torch.zeros_like(ids_NC)
+    filled_NC = torch.zeros_like(ids_NC, dtype=torch.bool)
+    places: list[tuple[int, int, tuple[int, ...]]] = []
+    source: list[int] = []
     targets: list[int] = []
-    for number, (prompt, *ranked) in enumerate(batch):
-        ids += prompt
-        positions += range(len(prompt))
-        part += [(number, 0)] * len(prompt)
-        before = len(ids) - 1
-        for which, response in enumerate(ranked, start=1):
-            seen = response[:-1] if shifted else response
-            start = len(ids)
-            ids += seen
-            positions += range(len(prompt), len(prompt) + len(seen))
-            part += [(number, which)] * len(seen)
-            keep += [before] * shifted + list(range(start, len(ids)))
-            targets += response
-    prompt_C, which_C = torch.tensor(part).unbind(1)
-    same_prompt = prompt_C[:, None] == prompt_C
-    readable = (which_C == 0) | (which_C[:, None] == which_C)
+    place: list[int] = []
+    for n, (row, run) in enumerate(zip(rows, run_of_row, strict=True)):
+        ids: list[int] = []
+        positions: list[int] = []
+        for segment in row:
+            first = len(ids)
+            ids += segment.prompt
+            positions += range(len(segment.prompt))
+            before = n * columns + len(ids) - 1
+            lengths = [len(segment.prompt)]
+            for response, seen, (b, k) in zip(segment.responses, segment.seen(shifted), segment.places, strict=True):
+                start = n * columns + len(ids)
+                ids += seen
+                positions += range(len(segment.prompt), len(segment.prompt) + len(seen))
+                source += [before] * shifted + list(range(start, start + len(seen)))
+                targets += response
+                to = ((run * batch + b) * ranks + k) * width
+                place += range(to, to + len(response))
+                lengths.append(len(seen))
+            places.append((n, first, tuple(lengths)))
+        ids_NC[n, : len(ids)] = torch.tensor(ids)
+        positions_NC[n, : len(ids)] = torch.tensor(positions)
+        filled_NC[n, : len(ids)] = True
     return Layout(
-        ids_NC=torch.tensor([ids]),
-        positions_NC=torch.tensor([positions]),
-        attention=(same_prompt & readable).tril()[None, None],
-        keep_M=torch.tensor(keep),
-        targets_NM=torch.tensor([targets]),
+        ids_NC, positions_NC, filled_NC, tuple(places), torch.tensor(source), torch.tensor(targets), torch.tensor(place)
     )
+
+
+def segment_mask(lengths: Sequence[int]) -> Tensor:
+    """May a column (query) read another (key)? [L, L] of one segment: causal, and no response sees another."""
+    part = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    return ((part == 0) | (part[:, None] == part)).tril()
+
+
+def row_parts(layout: Layout) -> tuple[Tensor, Tensor]:
+    """Of each column, [N, C]: the number of its segment, and of its part in it (0: the prompt); -1 where padded."""
+    segment_NC, part_NC = torch.full_like(layout.ids_NC, -1), torch.full_like(layout.ids_NC, -1)
+    for number, (n, first, lengths) in enumerate(layout.segments):
+        segment_NC[n, first : first + sum(lengths)] = number
+        part_NC[n, first : first + sum(lengths)] = torch.repeat_interleave(
+            torch.arange(len(lengths)), torch.tensor(lengths)
+        )
+    return segment_NC, part_NC

@@ -1,34 +1,31 @@
-"""Any causal language model `transformers` can load, as a policy of one run.
-
-Legend: B prompts of a batch with K responses each, T response tokens, V vocabulary, and `src.policy.packing`'s N rows
-with M columns whose logits are needed.
-"""
+"""Any causal language model `transformers` can load, as a policy."""
 
 import copy
 import glob
+import hashlib
 import importlib.util
-import inspect
+import json
 import shutil
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from src.data.pairs import PairData
+from src import distributed
+from src.data.pairs import Ids, PairData
 from src.errors import BadInput
-from src.policy.base import Build, TokenLogps, pad_ids
-from src.policy.packing import NO_TOKEN, Layout, packs, padded_rows
+from src.policy.adapters import Lanes, add_adapters, merged_weights, quantize, save_adapter, without_adapters
+from src.policy.base import Build, TokenLogps
+from src.policy.causal_lm import CausalLM, response_mask
 
-# Architectures whose packed log-probs are tested to be those of one response at a time; others get padded rows.
-PACKABLE = frozenset({"gemma", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"})
-PIECE = 128  # response tokens whose softmax over the vocabulary is computed at once
+# Of a model's configuration, what its log-probs do not depend on: the same weights elsewhere are the same reference.
+NO_EFFECT = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +35,13 @@ class Pretrained:
     path: a name on the hub, a local folder, or a .gguf file.
     gguf_file: the .gguf file inside `path`, where `path` is a folder or on the hub.
     revision: branch, tag or commit, for a name on the hub.
+    trust_remote_code: run Python code that comes with the model. Only for a model you have read: it can do anything.
     """
 
     path: str
     gguf_file: str | None = None
     revision: str | None = None
+    trust_remote_code: bool = False
 
     block: ClassVar[int] = 1
     threads: ClassVar[int | None] = None
@@ -50,12 +49,18 @@ class Pretrained:
 
     @classmethod
     def stack(cls, specs: Sequence[Self], data: Sequence[PairData], build: Build) -> "PretrainedPolicy":
-        """As `ModelSpec.stack`: a policy of one run, with its own copy of the weights."""
+        """As `ModelSpec.stack`: one run with its own copy of the weights, or several with adapters over one."""
         if build.role == "reward_model":
             raise BadInput("objective=reward_model needs model=tabular or model=tiny_llama")
-        (spec,), (pairs,) = specs, data
-        model = copy.deepcopy(_load_model(spec, build.dtype)).to(build.device)
-        return PretrainedPolicy(model, pairs, spec.tokenizer, shifted=build.shifted)
+        spec = specs[0]
+        original = partial(_load_model, spec, build.dtype)
+        if build.adapters:
+            model = _sharing_weights(original())
+            if build.adapters[0].quantize:
+                quantize(model, build.device)
+        else:
+            model = original()
+        return PretrainedPolicy(model.to(build.device), data, build, spec.tokenizer, original)
 
     def tokenizer(self) -> Any:
         """Raises BadInput where the model comes without one."""
@@ -114,54 +119,60 @@ def smollm2(source: Literal["auto", "package", "hub"] = "auto") -> Pretrained:
 
 
 class PretrainedPolicy:
-    """One run. The model is in eval mode, so dropout is off, but its parameters have gradients."""
+    """One run that trains every weight, or R runs with an adapter each over weights they share."""
 
-    runs = 1
+    def __init__(
+        self,
+        model: Any,
+        data: Sequence[PairData],
+        build: Build,
+        tokenizer: Callable[[], Any],
+        original: Callable[[], Any],
+    ) -> None:
+        """
+        Args:
+            model: its own; without adapters it is trained, with adapters frozen.
+            original: gives the model as it was loaded.
 
-    def __init__(self, model: Any, pairs: PairData, tokenizer: Callable[[], Any], *, shifted: bool) -> None:
-        """Raises BadInput for pairs the model cannot read."""
-        _check_fit(model.config.get_text_config(), pairs)
-        self.model = model.eval().requires_grad_(True)
-        self.pairs = pairs
-        self.tokenizer = tokenizer
-        self.shifted = shifted
-        self.packs = _can_pack(model.config)
-        self._accepts = set(inspect.signature(model.forward).parameters)
+        Raises:
+            BadInput: pairs the model cannot read, or adapters it has no place for.
+        """
+        for pairs in data:
+            _check_fit(model.config.get_text_config(), pairs)
+        self.runs, self._data, self._tokenizer, self._original = len(data), data, tokenizer, original
+        self._build, self._adapters = build, build.adapters
+        lanes = Lanes(tuple(spec.seed for spec in build.adapters))
+        self._layers = add_adapters(model, build.adapters, lanes) if build.adapters else []
+        if not build.adapters:
+            model.requires_grad_(True)
+        self._lanes = lanes
+        self.lm = self._around(model, lanes)
+
+    @property
+    def notes(self) -> list[str]:
+        return self.lm.notes
 
     def parameters(self) -> Sequence[Tensor]:
-        return list(self.model.parameters())  # tied weights once
+        if self._layers:
+            return [weight for layer in self._layers for weight in (layer.lora_A, layer.lora_B)]
+        return list(self.lm.model.parameters())  # tied weights once
 
-    def token_logps(self, index_RB: Tensor, vocabulary: bool = False) -> TokenLogps:
-        """values [1, B, K, T] and log_pi [1, B, K, T, V], in float32 (of a float64 model in float64)."""
-        data = self.pairs
-        batch = [(data.prompts[i], *data.responses[i]) for i in index_RB[0].tolist()]
-        layouts = packs(batch, shifted=self.shifted) if self.packs else [padded_rows(batch, shifted=self.shifted)]
-        flat, whole = [], []
-        for layout in layouts:
-            logits_NMV, targets_NM = self._logits(layout), layout.targets_NM.to(self.model.device)
-            flat.append(_logps(logits_NMV, targets_NM))
-            if vocabulary:
-                whole.append(_exact(logits_NMV[targets_NM != NO_TOKEN]).log_softmax(-1))
-        _, mask_NT = pad_ids([ids for _, *ranked in batch for ids in ranked])
-        mask = mask_NT.view(1, len(batch), data.ranks, -1).to(self.model.device)
-        log_pi = _scatter(torch.cat(whole), mask) if vocabulary else None
-        return TokenLogps(_scatter(torch.cat(flat), mask), mask, log_pi)
-
-    def _logits(self, layout: Layout) -> Tensor:
-        """[N, M, V]"""
-        device, dtype = self.model.device, self.model.dtype
-        attention = layout.attention.to(device)
-        if attention.ndim == 4:  # such a mask is added to the scores
-            attention = torch.zeros_like(attention, dtype=dtype).masked_fill(~attention, torch.finfo(dtype).min)
-        keep_M = layout.keep_M.to(device)
-        optional = {
-            "position_ids": layout.positions_NC.to(device),
-            "logits_to_keep": keep_M,  # the vocabulary is the widest layer by far; keep it off the prompt
-            "use_cache": False,
-        }
-        accepted = {key: value for key, value in optional.items() if key in self._accepts}
-        logits: Tensor = self.model(layout.ids_NC.to(device), attention_mask=attention, **accepted).logits
-        return logits if "logits_to_keep" in accepted else logits[:, keep_M]
+    def token_logps(self, index_RB: Tensor, vocabulary: bool = False, step: int | None = None) -> TokenLogps:
+        """values [R, B, K, T] and log_pi [R, B, K, T, V], in float32 (of a float64 model in float64)."""
+        if step is not None and not self._layers:
+            _load_model.cache_clear()  # from here on these weights are this run's own; a copy would double the memory
+        runs = [
+            [(pairs.prompts[i], *pairs.responses[i]) for i in index_B]
+            for pairs, index_B in zip(self._data, index_RB.tolist(), strict=True)
+        ]
+        if step is None or distributed.size() == 1:
+            return self.lm.token_logps(runs, vocabulary, None if step is None else (step,))
+        places = distributed.share(index_RB.shape[1])
+        own = self.lm.token_logps([[run[b] for b in places] for run in runs], vocabulary, (step, distributed.rank()))
+        mask = response_mask(runs).to(own.mask.device)
+        values = distributed.put_together(own.values, places, mask.shape)
+        log_pi = None if own.log_pi is None else distributed.put_together(own.log_pi, places, mask.shape)
+        return TokenLogps(values, mask, log_pi)
 
     def watched(self) -> dict[str, Tensor]:
         return {}
@@ -169,50 +180,57 @@ class PretrainedPolicy:
     def exact_metrics(self, watched: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {}
 
+    def sample(self, run: int, prompts: Sequence[Ids], max_new_tokens: int, temperature: float, seed: int) -> list[Ids]:
+        """As `Sampler.sample`."""
+        with self._as_run(run):
+            return self.lm.sample(prompts, max_new_tokens, temperature, seed)
+
+    @torch.no_grad()
+    def rescore(self, run: int, data: PairData, reference: bool = False) -> TokenLogps:
+        """As `Sampler.rescore`."""
+        batch = [(prompt, *ranked) for prompt, ranked in zip(data.prompts, data.responses, strict=True)]
+        if reference and not self._layers:
+            return self._around(self._original(), Lanes(())).token_logps([batch])
+        with self._as_run(run, off=reference):
+            return self.lm.token_logps([batch])
+
+    def _around(self, model: Any, lanes: Lanes) -> CausalLM:
+        build = self._build
+        return CausalLM(model, build.compute, lanes, shifted=build.shifted, autocast=build.autocast)
+
+    @contextmanager
+    def _as_run(self, run: int, *, off: bool = False) -> Iterator[None]:
+        """For rows that are all one run's, or the reference's."""
+        self._lanes.only, self._lanes.off = run, off
+        try:
+            yield
+        finally:
+            self._lanes.only, self._lanes.off = None, False
+
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights the reference has, and of what else of the model its log-probs depend on."""
+        config = self.lm.model.config.to_dict()
+        relevant = {key: value for key, value in config.items() if key not in NO_EFFECT}
+        digest = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode())
+        if self._adapters and self._adapters[0].quantize:
+            digest.update(self._adapters[0].quantize.encode())
+        for name, value in sorted(without_adapters(self.lm.model).items()):
+            digest.update(name.encode())
+            digest.update(value.detach().contiguous().view(torch.uint8).cpu().numpy().data)
+        return digest.hexdigest()
+
     def save(self, run: int, folder: Path) -> None:
-        """Weights (safetensors) and tokenizer in `transformers`' format; a folder of that name is replaced whole."""
+        """Weights (safetensors) and tokenizer in `transformers`' format, or an adapter in PEFT's; a folder of that name
+        is replaced whole."""
         unfinished = folder.with_name(f"{folder.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
-        self.model.save_pretrained(unfinished)
-        self.tokenizer().save_pretrained(unfinished)
+        if self._layers and self._adapters[run].keep == "adapter":
+            save_adapter(self.lm.model, run, self._adapters[run], unfinished)
+        else:
+            self.lm.model.save_pretrained(unfinished, state_dict=merged_weights(self.lm.model, run))
+        self._tokenizer().save_pretrained(unfinished)
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
-
-
-def _logps(logits_NMV: Tensor, targets_NM: Tensor) -> Tensor:
-    """log softmax(logits)[target] of all targets but NO_TOKEN, flattened.
-
-    In pieces, each recomputed in the backward pass: what is alive at once is the logits, their gradient and the softmax
-    of one piece, where autograd would keep a softmax as large as the logits beside them.
-    """
-    pieces = [
-        checkpoint(_piece, *piece, use_reentrant=False, preserve_rng_state=False)
-        for row in zip(logits_NMV.unbind(), targets_NM.unbind(), strict=True)
-        for piece in zip(*(torch.split(x, PIECE) for x in row), strict=True)
-    ]
-    return torch.cat(pieces)[targets_NM.flatten() != NO_TOKEN]
-
-
-def _piece(logits_MV: Tensor, targets_M: Tensor) -> Tensor:
-    return -F.cross_entropy(_exact(logits_MV), targets_M, reduction="none", ignore_index=NO_TOKEN)
-
-
-def _exact(logits: Tensor) -> Tensor:
-    """At least float32: a bfloat16 log-probability has two digits."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _scatter(flat: Tensor, mask: Tensor) -> Tensor:
-    """Put what belongs to response tokens in order, [tokens, …], where `mask` is True; 0 elsewhere."""
-    out = flat.new_zeros(*mask.shape, *flat.shape[1:])
-    return out.masked_scatter(mask.view(*mask.shape, *(1 for _ in flat.shape[1:])), flat)
-
-
-def _can_pack(config: Any) -> bool:
-    """Is what a token sees given by mask and positions alone, all the way back to the start?"""
-    layers = getattr(config, "layer_types", None)
-    whole = all(kind == "full_attention" for kind in layers) if layers else not getattr(config, "sliding_window", None)
-    return config.model_type in PACKABLE and whole
 
 
 def _check_fit(config: Any, pairs: PairData) -> None:
@@ -228,7 +246,13 @@ def _check_fit(config: Any, pairs: PairData) -> None:
         raise BadInput(f"the longest pair has {longest} tokens, and the model reads {positions}; lower data.max_length")
 
 
-@lru_cache(maxsize=1)  # the runs of a sweep train one after another in this process; each gets a copy
+def _sharing_weights(model: Any) -> Any:
+    """Other modules over the same tensors: adapters can be put on them and the model stays as it was."""
+    tensors = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+@lru_cache(maxsize=1)  # a look at whether it fits its data, then a sweep's stacks of adapters, one after another
 def _load_model(spec: Pretrained, dtype: torch.dtype) -> Any:
     import transformers
 
@@ -237,6 +261,8 @@ def _load_model(spec: Pretrained, dtype: torch.dtype) -> Any:
     if spec.source()["gguf_file"] is not None and hasattr(transformers, "GgufConfig"):
         # Otherwise the weights stay quantised, and cannot be trained, wherever the package `kernels` is installed.
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    if spec.source()["gguf_file"] is None:
+        options["use_safetensors"] = True  # the other format is pickle, which can run anything
     model, info = _from_pretrained(transformers.AutoModelForCausalLM, spec, **options)
     absent = sorted(str(key) for key in (*info["missing_keys"], *info["mismatched_keys"]))
     if absent:  # `transformers` would fill them with random numbers and go on
@@ -259,7 +285,7 @@ def _load_tokenizer(spec: Pretrained) -> Any:
 
 def _from_pretrained(auto_class: Any, spec: Pretrained, **options: Any) -> Any:
     try:
-        return auto_class.from_pretrained(**spec.source(), trust_remote_code=False, **options)
+        return auto_class.from_pretrained(**spec.source(), trust_remote_code=spec.trust_remote_code, **options)
     except BadInput:
         raise
     except Exception as error:  # OSError, ValueError, KeyError, safetensors' own …: whatever is wrong with the files

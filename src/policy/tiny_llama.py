@@ -19,9 +19,9 @@ from annotated_types import Ge, Gt
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from src.data.pairs import PairData
+from src.data.pairs import Ids, PairData
 from src.errors import BadInput
-from src.policy.base import Build, TokenLogps, pad_ids
+from src.policy.base import Build, TokenLogps, pad_ids, refuse_what_others_have
 from src.policy.llama_kernel import Layout, LlamaKernel
 from src.policy.parameters import ParameterStack
 
@@ -58,11 +58,12 @@ class TinyLlama:
     @classmethod
     def stack(cls, specs: Sequence["TinyLlama"], data: Sequence[PairData], build: Build) -> "TinyLlamaPolicy":
         """As `ModelSpec.stack`."""
+        refuse_what_others_have(build, "tiny_llama")
         own = specs[0].init == "independent" and build.role != "reference"
         weights = [spec._weights("policy" if own else "reference") for spec in specs]
         if build.role == "reward_model":
             weights = [w | spec._scalar_head() for w, spec in zip(weights, specs, strict=True)]
-        return TinyLlamaPolicy(specs[0], weights, data, build)
+        return TinyLlamaPolicy(specs, weights, data, build)
 
     def tokenizer(self) -> Any:
         raise BadInput("model=tiny_llama has no tokenizer: text data need model=pretrained or model=smollm2")
@@ -144,14 +145,17 @@ class TinyLlama:
 class TinyLlamaPolicy:
     """R Llamas and the rows of their data, ready to be indexed."""
 
+    notes: Sequence[str] = ()
+
     def __init__(
         self,
-        spec: TinyLlama,
+        specs: Sequence[TinyLlama],
         weights: list[dict[str, Tensor]],
         data: Sequence[PairData],
         build: Build,
     ) -> None:
-        self.runs, self.spec = len(weights), spec
+        self.runs, self.spec = len(weights), (spec := specs[0])
+        self._specs, self._build = specs, build
         self._scalar = build.role == "reward_model"
         # A reward is read off a response's last token itself, as unshifted log-probs are off every token.
         shifted = build.shifted and not self._scalar
@@ -173,7 +177,7 @@ class TinyLlamaPolicy:
     def exact_metrics(self, watched: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {}
 
-    def token_logps(self, index_RB: Tensor, vocabulary: bool = False) -> TokenLogps:
+    def token_logps(self, index_RB: Tensor, vocabulary: bool = False, step: int | None = None) -> TokenLogps:
         batch = self._rows_of(index_RB)
         logits_RBCV = self._kernel.logits(batch.ids, batch.bias)
         if logits_RBCV.dtype != torch.float64:
@@ -200,11 +204,40 @@ class TinyLlamaPolicy:
             self._batch = index_RB, batch
         return self._batch[1]
 
+    def weights_digest(self) -> None:
+        return None
+
+    @torch.no_grad()
+    def sample(self, run: int, prompts: Sequence[Ids], max_new_tokens: int, temperature: float, seed: int) -> list[Ids]:
+        """As `Policy.sample`; the model knows no end of sequence. Every token computes the whole row again."""
+        generator = torch.Generator().manual_seed(seed)
+        weights = self._weights_of(run)
+        answers: list[Ids] = [()] * len(prompts)
+        every = torch.arange(len(prompts), device=self._build.device)[None]
+        for _ in range(max_new_tokens):
+            seen = tuple((*prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True))
+            alone = TinyLlamaPolicy([self.spec], [weights], [PairData(seen, (((0,),),) * len(seen))], self._build)
+            log_pi = alone.token_logps(every, vocabulary=True).log_pi
+            assert log_pi is not None
+            probs = (log_pi[0, :, 0, 0].double().cpu() / temperature).softmax(-1)
+            drawn = torch.multinomial(probs, 1, generator=generator)[:, 0].tolist()
+            answers = [(*answer, token) for answer, token in zip(answers, drawn, strict=True)]
+        return answers
+
+    @torch.no_grad()
+    def rescore(self, run: int, data: PairData, reference: bool = False) -> TokenLogps:
+        weights = self._specs[run]._weights("reference") if reference else self._weights_of(run)
+        alone = TinyLlamaPolicy([self._specs[run]], [weights], [data], self._build)
+        return alone.token_logps(torch.arange(len(data), device=self._build.device)[None])
+
+    def _weights_of(self, run: int) -> dict[str, Tensor]:
+        """In transformers' names."""
+        return unfuse(self._kernel.weights.of_run(run), self.spec, "score" if self._scalar else "lm_head")
+
     def save(self, run: int, folder: Path) -> None:
         """Write one run as a folder that transformers' `from_pretrained` opens."""
         folder.mkdir()
-        head = "score" if self._scalar else "lm_head"
-        weights = unfuse(self._kernel.weights.of_run(run), self.spec, head)
+        weights = self._weights_of(run)
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         config = self.spec.hf_config()
         if self._scalar:

@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,9 @@ NOT_TOLD = {"format", "tracking", "compute"}
 class NoTracker:
     def log(self, columns: Mapping[str, np.ndarray]) -> None:
         """Nothing to mirror."""
+
+    def table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Nothing to show."""
 
     def finish(self, exit_code: int) -> None:
         """Nothing to close."""

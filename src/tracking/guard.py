@@ -1,9 +1,9 @@
 """W&B is a mirror, never a reason to lose a run: where it fails or hangs, training goes on without it and says so."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,6 +15,9 @@ class Tracker(Protocol):
 
     def log(self, columns: Mapping[str, np.ndarray]) -> None:
         """Append a row a step. All columns are equally long, and `step` is one of them."""
+
+    def table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show a table, of numbers and texts, at a step whose row is not past."""
 
     def finish(self, exit_code: int) -> None: ...
 
@@ -35,6 +38,11 @@ class Guarded:
         if self._tracker is not None:
             with self._giving_up():
                 self._tracker.log(columns)
+
+    def table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        if self._tracker is not None:
+            with self._giving_up():
+                self._tracker.table(name, step, columns, rows)
 
     def finish(self, exit_code: int) -> None:
         if self._tracker is not None:

@@ -12,7 +12,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,9 @@ class OfflineRun:
         last = {name: values[-1].item() for name, values in columns.items()}
         summary = _values(last | when | {"_step": last["step"]} | self._worst_so_far(columns, last))
         self._write([*records, (SUMMARY, summary)])
+
+    def table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Left out. W&B's tables are artifacts, which its own process stages outside the run's folder."""
 
     def finish(self, exit_code: int) -> None:
         """Say that the run has ended.

@@ -2,13 +2,13 @@
 
 import atexit
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -48,6 +48,11 @@ class ServiceRun:
         for step, row in zip(columns["step"].tolist(), rows, strict=True):
             self._run.log(dict(zip(columns, row, strict=True)), step=step)
 
+    def table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        import wandb
+
+        self._run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])}, step=step)
+
     def finish(self, exit_code: int) -> None:
         self._run.finish(exit_code=exit_code)
 
@@ -62,12 +67,15 @@ class InBackground:
 
     def __init__(self, tracker: Guarded) -> None:
         self._tracker = tracker
-        self._waiting: SimpleQueue[Mapping[str, np.ndarray] | int] = SimpleQueue()
+        self._waiting: SimpleQueue[Callable[[], None] | int] = SimpleQueue()
         self._thread = Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def log(self, columns: Mapping[str, np.ndarray]) -> None:
-        self._waiting.put(columns)
+        self._waiting.put(partial(self._tracker.log, columns))
+
+    def table(self, name: str, step: int, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        self._waiting.put(partial(self._tracker.table, name, step, columns, rows))
 
     def finish(self, exit_code: int) -> None:
         self._waiting.put(exit_code)
@@ -81,7 +89,7 @@ class InBackground:
     def _work(self) -> None:
         self._tracker.begin()
         while not isinstance(item := self._waiting.get(), int):
-            self._tracker.log(item)
+            item()
         self._tracker.finish(item)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import collapse, growth_law, theory
+from analysis import collapse, growth_law, passes, theory
 from analysis.collapse import DEFAULT, LABELS, Thresholds, sensitivity, verdicts
 from tests.analysis.large import write
 
@@ -364,3 +364,37 @@ def test_runs_of_a_large_sweep_are_judged_as_they_are_one_by_one(tmp_path: Any) 
         alone = verdicts(sweep.runs.loc[[run]], sweep.history[sweep.history["run"] == run])
         numbers = ["onset", "u", "b", "du_dlog_s"]
         assert alone[numbers].iloc[0].to_list() == pytest.approx(table.loc[run, numbers].to_list(), nan_ok=True)
+
+
+def shuffled(pairs: int, passes: int, slope: float) -> Columns:
+    """One pair a batch, each pass in another order; pair i has u = slope t (1 + s_i), and the s_i sum to 0."""
+    rng = np.random.default_rng(0)
+    order = np.concatenate([rng.permutation(pairs) for _ in range(passes)])
+    t = np.arange(pairs * passes)
+    u = slope * t + 20.0 * np.linspace(-1, 1, pairs)[order]
+    return {"rewards/margins": u, "margin": 2 * u}
+
+
+def test_passes_of_shuffled_data_are_judged_whole_so_that_the_order_does_not_matter() -> None:
+    """u is 5e-3 t plus what the pairs differ by, of which a whole pass has none: 4.6 is passed after 920. The mean over
+    a pass is dated at its end, 4.5 updates after its middle. The mean over the last ten batches wanders by 10 and more.
+    """
+    columns = shuffled(10, 300, slope=5e-3)
+    own = judge(columns, pairs=10, batch_size=1, sampling="shuffle")
+    assert own["label"] == "margin collapse" and own["C1_onset"] == pytest.approx(920 + 4.5, abs=1.0)
+    unaligned = judge(columns, pairs=10, batch_size=1, sampling="replacement")
+    assert abs(unaligned["C1_onset"] - own["C1_onset"]) > 10
+
+
+def test_a_pass_that_is_no_whole_number_of_batches_or_longer_than_a_hundred_is_a_sliding_mean() -> None:
+    columns = shuffled(10, 300, slope=5e-3)
+    sliding = judge(columns, pairs=10, batch_size=1, sampling="sequential")
+    for own in ({"pairs": 19, "batch_size": 2}, {"pairs": 10, "batch_size": 1, "sampling": None}):
+        assert judge(columns, **({"sampling": "shuffle"} | own))["C1_onset"] == pytest.approx(
+            sliding["C1_onset"], nan_ok=True
+        )
+
+
+def test_the_end_of_a_run_is_the_mean_over_its_last_pass() -> None:
+    runs, history = frames(({"margin": np.arange(10.0)}, {"pairs": 4, "batch_size": 1}), ({"margin": np.ones(2)}, {}))
+    assert passes.at_end(runs, history, ["margin"])["margin"].to_dict() == {"r0": 7.5, "r1": 1.0}

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,15 @@ from matplotlib.figure import Figure
 from analysis.__main__ import main
 from analysis.figures import style
 
-FIGURES = ("collapse_map", "final_margin", "margin", "phase", "rejected_prob", "rewards", "survival")
-WRITTEN = sorted(["collapse.csv", "final.csv", "final.md", *(f"{n}.{end}" for n in FIGURES for end in ("pdf", "png"))])
+FIGURES = (
+    "collapse_map", "curves_loss", "final_margin", "gradient_weight", "kl_on_data", "margin", "phase", "rejected_prob",
+    "rewards", "survival",
+)  # fmt: skip
+TABLES = (
+    "collapse.csv", "collapse.tex", "final.csv", "final.md", "final.tex", "losses.bib", "sensitivity.csv",
+    "sensitivity.md",
+)  # fmt: skip
+WRITTEN = sorted([*TABLES, *(f"{name}.{ending}" for name in FIGURES for ending in ("pdf", "png"))])
 ROOT = Path(__file__).parents[2]
 
 
@@ -23,8 +31,8 @@ ROOT = Path(__file__).parents[2]
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are drawn, but their files are left empty: rendering takes most of the time."""
 
-    def save(figure: Figure, stem: Path) -> list[Path]:
-        files = [stem.with_suffix(".pdf"), stem.with_suffix(".png")]
+    def save(figure: Figure, stem: Path, formats: Sequence[str] = ("pdf", "png")) -> list[Path]:
+        files = style.files(stem, formats)
         for file in files:
             file.touch()
         return files
@@ -38,7 +46,7 @@ def test_everything_is_written_and_summed_up(command: Any) -> None:
     assert sorted(file.name for file in figures.iterdir()) == WRITTEN
     assert all((figures / name).stat().st_size and str(figures / name) in out for name in WRITTEN)
     assert "synthetic: 4 of 4 runs" in out and command.err == ""
-    summary = [line for line in out.splitlines() if "margin" in line and "beta" in line]
+    summary = [line for line in out.splitlines() if "margin" in line and "beta=" in line]
     assert [line.split(":")[0] for line in summary] == [
         "dpo beta=0.1", "dpo beta=0.5", "ipo beta=0.1", "ipo beta=0.5"
     ]  # fmt: skip
@@ -63,7 +71,8 @@ def test_a_figure_none_of_whose_runs_has_its_column_is_not_written_and_stdout_sa
     out, err = capsys.readouterr()
     assert err == "" and "2 of 2 runs" in out
     assert sorted(file.name for file in (path / "figures").iterdir()) == [
-        "collapse.csv", "final.csv", "final.md", "rejected_prob.pdf", "rejected_prob.png"
+        *TABLES[:2], "curves_loss.pdf", "curves_loss.png", *TABLES[2:6], "rejected_prob.pdf", "rejected_prob.png",
+        *TABLES[6:],
     ]  # fmt: skip
     assert "figure margin: not written, no run has margin in its history" in out
     assert "figure rewards: not written, no run has rewards/margins and rewards/accuracies in its history" in out
@@ -86,7 +95,7 @@ def test_a_sweep_of_reward_models_only_has_the_figures_of_rewards(write_sweep: A
     path = write_sweep(make_run("dpo", objective="reward_model"))
     assert main([str(path)]) == 0
     assert {file.stem for file in (path / "figures").iterdir()} == {
-        "rewards", "final", "collapse", "collapse_map", "survival"
+        "rewards", "curves_loss", "final", "collapse", "collapse_map", "survival", "sensitivity", "losses"
     }  # fmt: skip
 
 
@@ -200,3 +209,55 @@ def test_figures_are_the_same_to_the_byte_in_another_process_at_another_time(com
     for name in WRITTEN:
         assert (command.sweep / "figures" / name).read_bytes() == (tmp_path / name).read_bytes(), name
     assert b"CreationDate" not in (tmp_path / "margin.pdf").read_bytes()
+
+
+@pytest.mark.usefixtures("quick")
+def test_figures_formats_and_metrics_are_chosen_by_name(four_runs: Path) -> None:
+    out = four_runs / "figures"
+    assert main([str(four_runs), "--figures", "margin,kl_estimators", "--format", "svg,png"]) == 0
+    drawn = {file.name for file in out.iterdir()} - {*TABLES}
+    assert drawn == {"margin.svg", "margin.png", "kl_estimators.svg", "kl_estimators.png"}
+    shutil.rmtree(out)
+    assert main([str(four_runs), "--metric", "grad_norm,log_ratios/chosen", "--format", "svg"]) == 0
+    drawn = {file.name for file in out.iterdir()} - {*TABLES}
+    assert drawn == {"curves_grad_norm.svg", "curves_log_ratios_chosen.svg"}
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--figures", "margin,foo"], "--figures: no 'foo'; there are rejected_prob, margin, "),
+    (["--format", "png,gif"], "--format: no 'gif'; there are pdf, png, svg"),
+    (["--metric", "loss,foo"], "--metric: no 'foo' in the history of synthetic; there are grad_norm, "),
+])  # fmt: skip
+def test_a_name_that_is_not_there_is_refused_in_one_line_with_those_that_are(
+    four_runs: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert main([str(four_runs), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and said in err
+    assert not (four_runs / "figures").exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_without_a_source_the_figures_that_need_no_sweep_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--format", "png"]) == 0
+    files = sorted(file.name for file in (tmp_path / "figures").iterdir())
+    assert files == ["bradley_terry.png", "gradient_weight.png", "kl_estimators.png"]
+    assert capsys.readouterr().out.count("\n") == 3
+    for arguments in (["--figures", "margin"], ["--metric", "loss"]):
+        assert main(arguments) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and "SOURCE" in err
+
+
+def test_an_svg_is_the_same_to_the_byte_in_another_process(four_runs: Path, tmp_path: Path) -> None:
+    arguments = ["-m", "analysis", str(four_runs), "--figures", "margin,phase,kl_estimators", "--format", "svg"]
+    for place, hashes in (("one", "1"), ("two", "2")):
+        environment = os.environ | {"PYTHONHASHSEED": hashes, "SOURCE_DATE_EPOCH": hashes}
+        command = [sys.executable, "-W", "error", *arguments, "--out", str(tmp_path / place)]
+        subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
+    for name in ("margin.svg", "phase.svg", "kl_estimators.svg"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+        assert b"<dc:date>" not in (tmp_path / "one" / name).read_bytes()

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from filelock import FileLock
 
-from analysis import load
+from analysis import load, run_directories
 from analysis.run_directories import read_stream
 from analysis.sweep import RunError, Sweep, SweepError, as_dicts, census, with_columns
 
@@ -78,11 +79,11 @@ def test_runs_that_failed_diverged_or_go_on_are_named_and_keep_their_rows(write_
     diverged, failed, running, planned = sweep.notices()
     assert "ipo_beta0.1" in diverged and "diverged at step 12: loss is not finite" in diverged
     assert "ipo_beta0.2" in failed and "failed at step 7: out of memory" in failed
-    assert "ipo_beta0.5" in running and "not finished: running, 30 of 60 steps" in running
+    assert "ipo_beta0.5" in running and "not finished: interrupted, 30 of 60 steps" in running
     assert "dpo_beta0.5" in planned and "not finished: planned, 0 of 60 steps" in planned
     assert list(sweep.runs["rows"]) == [60, 12, 7, 30, 0]
     assert census(sweep.runs) == (
-        "5 of 5 runs; 1 unfinished (planned); 1 unfinished (running); 1 failed; 1 diverged at step 12"
+        "5 of 5 runs; 1 unfinished (planned); 1 unfinished (interrupted); 1 failed; 1 diverged at step 12"
     )
     assert [line.split(":")[0] for line in sweep.defects()] == ["ipo_beta0.5_seed42", "dpo_beta0.5_seed42"]
 
@@ -189,3 +190,33 @@ def test_a_run_several_cells_asked_for_is_shown_in_each_place_and_counted_once(f
     assert shown["margin"].equals(own["margin"])
     assert np.allclose(shown["rewards/margins"], 4 * own["rewards/margins"], rtol=1e-15)
     assert shown["implied_preference"].isna().all()
+
+
+def test_a_run_that_says_it_runs_does_so_while_its_lock_is_held_and_was_killed_otherwise(
+    write_sweep: Any, make_run: Any
+) -> None:
+    run = make_run(state="running", stopped_at=30)
+    path = write_sweep(run)
+    (path / ".locks").mkdir()
+    lock = FileLock(path / ".locks" / run.id)
+    with lock:
+        assert state_of(load(path), run.label) == "running"
+    sweep = load(path)
+    assert state_of(sweep, run.label) == "interrupted"
+    assert "killed" in sweep.runs["reason"].iloc[0]
+
+
+def test_a_run_that_ends_while_it_is_read_was_not_killed(
+    write_sweep: Any, make_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says finished, then lets go of its lock: who finds the lock free finds the new status too."""
+    run = make_run(state="running", stopped_at=30)
+    path = write_sweep(run)
+
+    def ends(lock: Path) -> bool:
+        status = path / run.dir / "status.json"
+        status.write_text(status.read_text().replace("running", "finished"))
+        return False
+
+    monkeypatch.setattr(run_directories, "_is_held", ends)
+    assert state_of(load(path), run.label) == "running"

