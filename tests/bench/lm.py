@@ -33,9 +33,9 @@ Written by `{command}`; {rounds} round(s). Machine: {machine}. Load when it bega
 SmolLM2-135M-Instruct, {dtype}, {pairs} pairs of real dialogues (`data=hh_rlhf`) in the order of the file, at most
 {max_length} tokens a row, {batch} pairs a batch, AdamW at {lr:g} without decay or clipping, beta 0.1: {updates}
 updates. TRL's DPOTrainer gets the same token ids; both have the reference's log-probs computed beforehand and no
-gradient checkpointing. Pairs a second are of all updates but the first. Each side is a process of its own, by turns, because
-peak memory (resident set) is a process's. The largest difference between the two sides' losses, over all updates:
-{apart:.1e}.
+gradient checkpointing. Pairs a second are of all updates but the first. Each side is a process of its own, by turns,
+because peak memory (resident set) is a process's. The largest difference between the two sides' losses, over all
+updates: {apart:.1e}.
 
 The floor is arithmetic alone: twice the multiply-adds of all weights for each token that must be computed (a prompt
 once for both its responses, no response's last token), of the output layer for each response token, and of attention
@@ -147,16 +147,16 @@ def _side(name: str, device: str) -> Side:
     rate = _gemm_rate(device)
     given = [*overrides(pairs, BATCH, LR, MAX_LENGTH), f"compute={device}"]
     given += ["autocast=bfloat16"] if on_gpu else []
-    data, model, tokenizer = _model_and_data(pairs)
     if kind == "trl":
+        data, model, tokenizer = _model_and_data(pairs)
         settings: dict[str, Any] = {"bf16": True, "padding_free": True} if on_gpu else {}
         trained = trl(model.to(device), tokenizer, data, BATCH, LR, **settings)
     else:
-        floor = _floor(model, data)
-        del model
         trained = _ours(given, runs if kind == "lora" else 0)
-        return _measured(trained, rate, floor, on_gpu)
-    return _measured(trained, rate, _floor(model, data), on_gpu)
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    data, model, _ = _model_and_data(pairs)  # again, where it was trained: its shapes are wanted
+    seconds = [b - a for a, b in zip(trained.ended, trained.ended[1:], strict=False)]
+    return Side(seconds, peak / 1e9, [row["loss"] for row in trained.logged], rate, _floor(model, data))
 
 
 def _ours(given: list[str], adapters: int) -> Trained:
@@ -164,12 +164,6 @@ def _ours(given: list[str], adapters: int) -> Trained:
         return ours(given)
     lora = [*given, "adapter=lora", f"compute.stack_size={adapters}"]
     return ours(*([*lora, f"beta={0.1 * (1 + r)}", f"seed={r}"] for r in range(adapters)))
-
-
-def _measured(trained: Trained, rate: float, floor: float, on_gpu: bool) -> Side:
-    seconds = [b - a for a, b in zip(trained.ended, trained.ended[1:], strict=False)]
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Side(seconds, peak / 1e9, [row["loss"] for row in trained.logged], rate, floor)
 
 
 def _model_and_data(pairs: int) -> tuple[PairData, Any, Any]:
