@@ -12,8 +12,6 @@ from analysis.load import WANDB, load
 from analysis.sweep import REWARD_MODEL, Sweep, SweepError, census, with_columns
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     import pandas as pd
 
     from analysis.statistics import Curve
@@ -114,12 +112,17 @@ def _chosen(option: str, asked: str, allowed: Sequence[str]) -> list[str]:
 
 
 def _check_metrics(sweep: Sweep, metrics: Sequence[str]) -> None:
-    """Raises Refused if no run's history has one of them."""
+    """Raises Refused if no run's history, nor its evaluations, has one of them."""
     there: frozenset[str] = frozenset().union(*sweep.runs["columns"])
-    unknown = [name for name in metrics if name not in there or name == "step"]
-    if unknown and there:
-        known = ", ".join(sorted(there - {"step"}))
-        raise Refused(f"--metric: no {', '.join(map(repr, unknown))} in the history of {sweep.name}; there are {known}")
+    if not metrics or not there:
+        return
+
+    from analysis import beside_history
+
+    known = (there | {*beside_history.evaluations(sweep).rows}) - {"run", "step"}
+    if unknown := [name for name in metrics if name not in known]:
+        names = ", ".join(sorted(known))
+        raise Refused(f"--metric: no {', '.join(map(repr, unknown))} in the history of {sweep.name}; there are {names}")
 
 
 def _made(out: Path) -> bool:
@@ -129,12 +132,6 @@ def _made(out: Path) -> bool:
         print(f"analysis: --out {out}: cannot be used as a directory ({error.strerror})", file=sys.stderr)
         return False
     return True
-
-
-def _figures() -> "dict[str, ModuleType]":
-    """Those figures that a module's `draw(runs, history)` draws."""
-    others = ("reward_histograms", "samples")
-    return {name: import_module(f"analysis.figures.{name}") for name in catalogue.OF_A_SWEEP if name not in others}
 
 
 def _columns(names: Sequence[str] = catalogue.OF_A_SWEEP, metrics: Sequence[str] = catalogue.METRICS) -> set[str]:
@@ -231,7 +228,9 @@ def _parser() -> argparse.ArgumentParser:
         f"{', '.join(catalogue.OF_THEORY)})",
     )
     parser.add_argument(
-        "--metric", metavar="A,B", help="columns of the history whose learning curves are drawn (default: loss)"
+        "--metric",
+        metavar="A,B",
+        help="columns of the history or of evaluations (eval/…) whose curves are drawn (default: loss)",
     )
     parser.add_argument(
         "--format", metavar="A,B", default="pdf,png", help=f"of {', '.join(catalogue.FORMATS)} (default: pdf,png)"

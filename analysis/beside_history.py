@@ -1,17 +1,18 @@
-"""What run directories may hold beside the history: probes of every pair, and answers in words. Read when asked for.
+"""What runs may hold beside the history: evaluations, probes of every pair, answers in words. Read when asked for.
 
-W&B does not mirror these files, so a sweep that was read from there has none.
+W&B has evaluations among the rows of the history. It has no probes, and of answers a table that is not read here.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from analysis.run_directories import read_stream
-from analysis.sweep import RunError, Sweep
+from analysis.run_directories import REWARDS, read_stream
+from analysis.sweep import EVALUATED, RunError, Sweep, as_dicts
 
 PROBES = {
     "step": "int64",
@@ -29,6 +30,36 @@ class Found:
 
     rows: pd.DataFrame
     problems: tuple[str, ...] = ()
+
+
+def evaluations(sweep: Sweep) -> Found:
+    """`evaluations.arrow`: metrics of held-out pairs and of the policy's own answers.
+
+    Columns: run, step, and every `eval/…` that a run has, NaN where another lacks it. Runs come in the order of
+    `Sweep.runs`, steps rise. As in `Sweep.history`, a run that several cells asked for has its rows for each of them.
+    """
+    if sweep.evaluations is None:
+        found = _of_every_run(sweep, "evaluations.arrow", ["run", "step"], _read_evaluations)
+        own = {str(run): rows for run, rows in found.rows.groupby("run", sort=False)}
+    else:
+        found = Found(pd.DataFrame(columns=["run", "step"]))
+        own = {run: pd.DataFrame({"run": run, **columns}) for run, columns in sweep.evaluations.items()}
+    parts = []
+    for run in as_dicts(sweep.runs):
+        original = run["id"] if pd.isna(run["copy_of"]) else run["copy_of"]
+        if original in own:
+            rows = own[original]
+            parts.append(rows if original == run["id"] else _in_its_place(rows, sweep.runs.loc[original, "beta"], run))
+    rows = pd.concat(parts, ignore_index=True) if parts else found.rows
+    return Found(rows, found.problems)
+
+
+def with_evaluated_columns(runs: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataFrame:
+    """`Sweep.runs` with the columns of each run's evaluations in place of its history's, for `sweep.with_columns`."""
+    held = evaluations.drop(columns=["run", "step"]).notna().groupby(evaluations["run"]).any()
+    names = {run: frozenset(held.columns[has]) for run, has in zip(held.index, held.to_numpy(bool), strict=True)}
+    columns = pd.Series([names.get(run, frozenset()) for run in runs.index], runs.index, dtype=object)
+    return runs.assign(columns=columns)
 
 
 def probes(sweep: Sweep) -> Found:
@@ -56,9 +87,28 @@ def _of_every_run(sweep: Sweep, file: str, columns: list[str], read: Any) -> Fou
         except RunError as error:
             problems.append(f"{label}: {error}, left out")
             continue
-        rows.insert(0, "run", run)
-        parts.append(rows)
+        if not rows.empty:
+            rows.insert(0, "run", run)
+            parts.append(rows)
     return Found(pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns), tuple(problems))
+
+
+def _in_its_place(rows: pd.DataFrame, beta: float, copy: Mapping[str, Any]) -> pd.DataFrame:
+    """A run's evaluations in another place it was asked for: as `run_directories` has its history there."""
+    rows = rows.assign(run=copy["id"])
+    if copy["beta"] == beta or pd.isna(beta):
+        return rows
+    scaled = [EVALUATED + name for name in REWARDS if EVALUATED + name in rows]
+    rows[scaled] *= copy["beta"] / beta
+    return rows.drop(columns=f"{EVALUATED}implied_preference", errors="ignore")
+
+
+def _read_evaluations(path: Path) -> pd.DataFrame:
+    table, names = read_stream(path, (f"{EVALUATED}*",))
+    if names and "step" not in names:
+        raise RunError(f"{path.name} lacks the column step")
+    rows: pd.DataFrame = table.to_pandas().astype({"step": "int64"})
+    return rows[["step", *(name for name in table.column_names if name.startswith(EVALUATED))]]
 
 
 def _read_probes(path: Path) -> pd.DataFrame:

@@ -28,8 +28,7 @@ import pandas as pd
 from scipy.special import expit
 
 from analysis import distribution, growth_law
-from analysis.passes import rows_of_a_pass as rows_of_a_pass
-from analysis.passes import smoothed
+from analysis.passes import rows_of_a_pass, smoothed
 
 Array = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]

@@ -73,6 +73,12 @@ PARTS = (
         Curves("gradient norm before clipping", ("grad_norm",), log_y=True),
         Curves("k3 on the data", ("k3_on_data",), "nats"),
     )),
+    Part("Held out", "Pairs and prompts that are not trained on, at every evaluation.", (
+        Curves("held-out reward margin", ("eval/rewards/margins",)),
+        Curves("held-out accuracy", ("eval/rewards/accuracies",)),
+        Curves("held-out log-ratios a and b", ("eval/log_ratios/chosen", "eval/log_ratios/rejected"), "nats"),
+        Curves("KL of the policy's own answers", ("eval/kl_k1", "eval/kl_k3"), "nats"),
+    )),
     Part("Across runs", "Where runs end, by their settings.", (
         Across("final margin against beta", "scatter", ("beta",), ("margin",)),
         Across("final log pi(rejected) against beta", "scatter", ("beta",), ("log_pi/rejected",)),
@@ -289,8 +295,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m analysis dashboard",
         description="Create a W&B workspace and a W&B report, or bring them up to date: curves of margin, "
-        "probabilities, log-ratios, rewards, loss, gradient and k3, final margin against beta, parallel coordinates, a "
-        f"comparer of runs; grouped by loss and beta. Both are called {NAME}.",
+        "probabilities, log-ratios, rewards, loss, gradient and k3, of held-out pairs, final margin against beta, "
+        f"parallel coordinates, a comparer of runs; grouped by loss and beta. Both are called {NAME}.",
     )
     parser.add_argument("--entity", required=True, metavar="E", help="the W&B user or team")
     parser.add_argument("--project", required=True, metavar="P", help="its project")

@@ -37,12 +37,13 @@ def of_a_sweep(
     """The figures `names` and all tables, into the folder `out`."""
     found = collapse.features(sweep.runs, sweep.history)
     verdicts = collapse.judged(found)
+    evaluations = beside_history.evaluations(sweep)
     probes = beside_history.probes(sweep) if "reward_histograms" in names else beside_history.Found(pd.DataFrame())
     answers = beside_history.samples(sweep)
-    drawings = catalogue.of_a_sweep(sweep, names, metrics, verdicts, probes.rows, answers.rows)
+    drawings = catalogue.of_a_sweep(sweep, names, metrics, verdicts, evaluations.rows, probes.rows, answers.rows)
     written = of_drawings(drawings, out, formats)
     written.table, written.verdicts = tables.final(sweep.runs, sweep.history), verdicts
-    written.problems = (*probes.problems, *answers.problems)
+    written.problems = (*evaluations.problems, *probes.problems, *answers.problems)
     sensitivity = collapse.sensitivity_of(found)
     texts = {
         "final.csv": tables.csv(written.table),

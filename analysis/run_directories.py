@@ -42,7 +42,7 @@ def read(folder: Path, columns: Collection[str] | None) -> Sweep:
             continue
         try:
             found, history = _read_run(run, entry["id"], columns)
-            if found["state"] == "running" and _was_killed(folder, run, entry["id"]):
+            if found["state"] == "running" and was_killed(folder, run, entry["id"]):
                 found |= {"state": "interrupted", "reason": "killed: it says running, but nobody holds its lock"}
         except RunError as error:
             record |= {"state": "unreadable", "problem": str(error)}
@@ -58,8 +58,8 @@ def read(folder: Path, columns: Collection[str] | None) -> Sweep:
     return assemble(str(folder), name, records, histories, _strays(folder, expected))
 
 
-def _was_killed(sweep: Path, run: Path, id: str) -> bool:
-    """Of a run that said it is running. One that ended meanwhile has said so before it let go of its lock."""
+def was_killed(sweep: Path, run: Path, id: str) -> bool:
+    """Is a run dead that said it is running? One that ended meanwhile has said so before it let go of its lock."""
     return not _is_held(sweep / ".locks" / id) and read_json(run / "status.json").get("state") == "running"
 
 

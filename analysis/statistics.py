@@ -19,13 +19,14 @@ import pandas as pd
 from scipy import stats
 from scipy.special import stdtrit
 
-from analysis.sweep import PREFERENCE, objectives, settings
+from analysis.sweep import EVALUATED, PREFERENCE, objectives, settings
 
 OF_A_CURVE = {"seed", "beta", "loss.name", "loss.beta", "objective"}  # these cannot tell two settings apart
 # When several columns move together the first of these names the setting.
-# Shares, and what cannot be negative: a t interval could leave their range.
+# Shares, and what cannot be negative: a t interval could leave their range. Of held-out pairs too.
 BOUNDED = (
-    "rewards/accuracies", "implied_preference", "k2_on_data", "k3_on_data", "grad_norm", "exact/kl", "exact/entropy",
+    "rewards/accuracies", "implied_preference", "k2_on_data", "k3_on_data", "kl_k3", "grad_norm", "exact/kl",
+    "exact/entropy",
 )  # fmt: skip
 RESAMPLES = 5000  # of a bootstrap; the ends of an interval then vary by 2 % of its width between seeds
 NAMED_FIRST = ("lr", "optimizer.name", "model.name", "data.name", "scheduler.name", "logps")
@@ -77,6 +78,11 @@ def set_apart(runs: pd.DataFrame, curve: Curve) -> tuple[Curve | None, list[Curv
     return replace(curve, ids=steady) if steady else None, [replace(curve, ids=(run,)) for run in blown]
 
 
+def is_bounded(column: str) -> bool:
+    """Is it one of `BOUNDED`, in the history or in evaluations?"""
+    return column.removeprefix(EVALUATED) in BOUNDED
+
+
 def over_seeds(history: pd.DataFrame, curve: Curve, column: str) -> pd.DataFrame:
     """Columns step, mean, low, high, n: the mean over a curve's runs and its 95 % interval (NaN where n < 2).
 
@@ -89,7 +95,7 @@ def over_seeds(history: pd.DataFrame, curve: Curve, column: str) -> pd.DataFrame
     several = n > 1
     mean = by_step["mean"].to_numpy()
     low, high = np.full(len(n), np.nan), np.full(len(n), np.nan)
-    if column in BOUNDED and several.any():
+    if is_bounded(column) and several.any():
         values = rows.pivot(index="run", columns="step", values=column).to_numpy()[:, several]
         low[several], high[several] = _bootstrap_band(values)
     elif several.any():

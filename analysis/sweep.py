@@ -18,6 +18,7 @@ UNREAD = ("missing", "unreadable")
 # config.json's `objective`, what is trained: a policy, whose rewards are implicit, or a model with a scalar output.
 PREFERENCE, REWARD_MODEL = "preference", "reward_model"
 NEEDED = ("step", "loss")  # the columns that have a meaning for every run
+EVALUATED = "eval/"  # begins the columns of evaluations; they are no part of a history
 INTEGERS = {"step", "tokens", "pairs", "nonfinite"}  # every other column is float64
 
 # What `runs` says about a run beside its flattened configuration.
@@ -53,6 +54,8 @@ class Sweep:
         (`with_columns` tells that from a value that is not finite). A run's rows stand together, steps rising, runs in
         the order of `runs`. Runs in `UNREAD` have no rows.
     strays: what was found and is not in the sweep, or is a second copy of a run that is -> why.
+    evaluations: of W&B, which has them among the rows of the history: run id -> `step` and `eval/…` columns. None where
+        they lie in files of their own. `beside_history.evaluations` has them of either.
     """
 
     source: str
@@ -60,6 +63,7 @@ class Sweep:
     runs: pd.DataFrame
     history: pd.DataFrame
     strays: Mapping[str, str]
+    evaluations: Mapping[str, History] | None = None
 
     def notices(self) -> list[str]:
         """One line for each run that is not simply finished, by name, and for each stray."""
@@ -75,7 +79,12 @@ class Sweep:
 
 
 def assemble(
-    source: str, name: str, records: Sequence[Mapping[str, Any]], histories: Mapping[str, History], strays: Any = None
+    source: str,
+    name: str,
+    records: Sequence[Mapping[str, Any]],
+    histories: Mapping[str, History],
+    strays: Mapping[str, str],
+    evaluations: Mapping[str, History] | None = None,
 ) -> Sweep:
     """One frame of runs and one of steps. `histories`: run id -> columns; a run without rows has none."""
     runs = pd.DataFrame.from_records([dict(record) for record in records])
@@ -95,7 +104,7 @@ def assemble(
         for (_, columns), start, end in zip(parts, ends[:-1], ends[1:], strict=True):
             if column in columns:
                 history[column][start:end] = columns[column]
-    return Sweep(source, name, runs, pd.DataFrame(history, copy=False), strays or {})
+    return Sweep(source, name, runs, pd.DataFrame(history, copy=False), strays, evaluations)
 
 
 def checked(history: History, where: str) -> History:

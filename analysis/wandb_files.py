@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.sweep import INTEGERS, RunError, is_wanted
-from analysis.wandb_runs import WandbRun
+from analysis.sweep import EVALUATED, RunError, is_wanted
+from analysis.wandb_runs import WandbRun, history_and_evaluations
 
 IDENTITY = b":W&B\xe1\xbe\x00"  # name, magic number, version 0
 BLOCK, HEADER = 32768, 7  # a chunk's header: checksum (4 bytes), length (2), type (1)
@@ -76,8 +76,8 @@ def _contents(log: bytes) -> Iterator[bytes]:
 def _read_run(file: Path, name_of_file: str, columns: Collection[str] | None) -> WandbRun:
     config: dict[str, Any] = {}
     wandb_id, started, exit_code = "", 0.0, None
-    steps: list[int] = []
-    values: dict[str, list[tuple[int, float]]] = {}
+    rows = 0
+    found: dict[str, tuple[list[int], list[float]]] = {}  # column -> rows and values
     names: set[str] = set()
     for record in records(file):
         kind = record.WhichOneof("record_type")
@@ -90,26 +90,27 @@ def _read_run(file: Path, name_of_file: str, columns: Collection[str] | None) ->
         elif kind == "exit":
             exit_code = record.exit.exit_code
         elif kind == "history":
-            row = len(steps)
-            steps.append(record.history.step.num)
             for item in record.history.item:
                 name = item.key or item.nested_key[0]
                 if name.startswith("_"):  # W&B's own: _step, _runtime, _timestamp
                     continue
-                names.add(name)
-                if is_wanted(name, columns):
+                evaluated = name.startswith(EVALUATED)
+                if not evaluated:
+                    names.add(name)
+                if evaluated or is_wanted(name, columns):
                     try:
-                        values.setdefault(name, []).append((row, float(item.value_json)))
+                        value = float(item.value_json)
                     except ValueError:  # a table, an image: no number, no column
                         names.discard(name)
+                        continue
+                    at, values = found.setdefault(name, ([], []))
+                    at.append(rows)
+                    values.append(value)
+            rows += 1
     if not wandb_id:
         raise RunError(f"{file.name} holds no run")
-    history = {}
-    for name, given in values.items():
-        column = np.full(len(steps), np.nan)
-        column[[row for row, _ in given]] = [value for _, value in given]
-        whole = name in INTEGERS and len(given) == len(steps)
-        history[name] = column.astype(np.int64) if whole else column
+    logged = {name: (np.array(at), np.array(values)) for name, (at, values) in found.items()}
+    history, evaluations = history_and_evaluations(logged, rows)
     state = "running" if exit_code is None else "finished" if exit_code == 0 else "failed"
     reason = f"W&B's exit code is {exit_code}" if exit_code else ""
-    return WandbRun(name_of_file, wandb_id, started, state, reason, config, frozenset(names), history)
+    return WandbRun(name_of_file, wandb_id, started, state, reason, config, frozenset(names), history, evaluations)

@@ -15,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.sweep import INTEGERS, SweepError, is_wanted
-from analysis.wandb_runs import WandbRun
+from analysis.sweep import EVALUATED, SweepError, is_wanted
+from analysis.wandb_runs import WandbRun, history_and_evaluations
 
 # W&B's words -> ours; "finished" may turn out to be diverged.
 STATES = {"finished": "finished", "failed": "failed", "running": "running", "pending": "planned"}
 PAGE = 10_000  # rows a request
+LAYOUT = 2  # of what is kept: null where a row lacks the column; in layout 1 that was NaN
 
 
 def cache_folder() -> Path:
@@ -53,22 +54,24 @@ def read(
         except Exception as error:  # whatever the client's many layers raise is this run's trouble; the others go on
             problems[f"W&B run {run.id}"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
             continue
-        history = {
-            name: column.to_numpy()
+        logged = {
+            name: (np.flatnonzero(column.is_valid().to_numpy()), column.drop_null().to_numpy())
             for name, column in zip(table.column_names, table.columns, strict=True)
-            if is_wanted(name, columns)
+            if name.startswith(EVALUATED) or is_wanted(name, columns)
         }
+        history, evaluations = history_and_evaluations(logged, table.num_rows)
         state = STATES.get(run.state, "interrupted")  # crashed, killed, preempted
         started = np.datetime64(run.createdAt.removesuffix("Z")).astype("datetime64[us]").astype(float) / 1e6
         reason = "" if state == "finished" else f"W&B says {run.state}"
-        columns_of = frozenset(table.column_names)
-        runs.append(WandbRun(f"W&B run {run.id}", run.id, started, state, reason, run.config, columns_of, history))
+        own = frozenset(name for name in table.column_names if not name.startswith(EVALUATED))
+        name = f"W&B run {run.id}"
+        runs.append(WandbRun(name, run.id, started, state, reason, run.config, own, history, evaluations))
     return runs, problems
 
 
 def _history(run: Any, file: Path) -> pa.Table:
     """All rows of a run, from the cache if they are all there."""
-    version = json.dumps([run.state, run.historyLineCount, run.heartbeatAt])
+    version = json.dumps([LAYOUT, run.state, run.historyLineCount, run.heartbeatAt])
     if file.is_file() and run.state != "running":
         kept = pq.read_table(file)
         if kept.schema.metadata.get(b"version") == version.encode():
@@ -79,10 +82,10 @@ def _history(run: Any, file: Path) -> pa.Table:
         if name.startswith("_"):  # W&B's own: _step, _runtime, _timestamp
             continue
         try:  # what is not finite comes as text
-            values = np.array([np.nan if (value := row.get(name)) is None else float(value) for row in rows])
+            values = [None if (value := row.get(name)) is None else float(value) for row in rows]
         except (TypeError, ValueError):  # a table, an image: no number, no column
             continue
-        columns[name] = values.astype(np.int64) if name in INTEGERS and np.isfinite(values).all() else values
+        columns[name] = pa.array(values, pa.float64())
     table = pa.table(columns).replace_schema_metadata({"version": version})
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")

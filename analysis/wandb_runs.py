@@ -1,20 +1,22 @@
 """What W&B knows of runs, offline or online -> a `Sweep`.
 
-W&B mirrors configuration and history, not status.json and data.json. So a run that stopped early though it ended well
-is taken to have diverged, in its last row, unless it may stop early (`early_stop`) and its last loss is finite; the
-reason is not known, and neither are the number of pairs and the lengths of responses. Interrupted and failed runs
-cannot be told apart offline.
+W&B mirrors configuration, history and evaluations, not status.json and data.json. So a run that stopped early though
+it ended well is taken to have diverged, in its last row, unless it may stop early (`early_stop`) and its last loss is
+finite; the reason is not known, and neither are the number of pairs and the lengths of responses. Interrupted and
+failed runs cannot be told apart offline.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from analysis.sweep import History, RunError, Sweep, SweepError, assemble, checked, flatten
+from analysis.sweep import EVALUATED, INTEGERS, History, RunError, Sweep, SweepError, assemble, checked, flatten
 
 NOT_MIRRORED = ("format", "tracking", "compute")
+
+Logged = Mapping[str, tuple[np.ndarray, np.ndarray]]  # column -> the rows that have it, and its values there
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class WandbRun:
     state: str  # "finished" (which W&B also says of a diverged run), or one of sweep.py's other states
     reason: str
     config: Mapping[str, Any]
-    columns: frozenset[str]  # all that were logged
+    columns: frozenset[str]  # all that were logged, but for those of evaluations
     history: History  # those that were wanted
+    evaluations: History = field(default_factory=dict)
 
     @property
     def attempt(self) -> int:
@@ -37,6 +40,38 @@ class WandbRun:
     @property
     def rows(self) -> int:
         return len(self.history.get("step", ()))
+
+
+def history_and_evaluations(logged: Logged, rows: int) -> tuple[History, History]:
+    """What was logged in so many rows, apart: the columns of the history and those of the evaluations.
+
+    An evaluation is in the row of its step. The last one is made after the last update: its row is no row of the
+    history, and has no `loss`.
+    """
+
+    def have(*names: str) -> np.ndarray:
+        found = np.zeros(rows, bool)
+        for name in names:
+            if name in logged:
+                found[logged[name][0]] = True
+        return found
+
+    measured = [name for name in logged if name.startswith(EVALUATED)]
+    evaluated = have(*measured)
+    of_history = have("loss") | (have("step") & ~evaluated)  # nor is one that holds a table of answers alone
+
+    def columns(names: Iterable[str], wanted: np.ndarray) -> History:
+        found = {}
+        for name in names:
+            at, values = logged[name]
+            column = np.full(rows, np.nan)
+            column[at] = values
+            column = column[wanted]
+            found[name] = column.astype(np.int64) if name in INTEGERS and np.isfinite(column).all() else column
+        return found
+
+    history = columns((name for name in logged if name not in measured), of_history)
+    return history, columns(("step", *measured), evaluated) if measured and "step" in logged else {}
 
 
 def to_sweep(
@@ -72,20 +107,22 @@ def to_sweep(
     for id in attempts.keys() - {entry["id"] for entry in entries}:
         for run in attempts[id]:
             strays[run.name] = "not in sweep.json"
-    records, histories = [], {}
+    records, histories, evaluations = [], {}, {}
     for entry in entries:
-        record, history, copies = _one_run(entry, attempts.get(entry["id"], []))
+        record, read, copies = _one_run(entry, attempts.get(entry["id"], []))
         records.append(record | {"expected": expected is not None})
         strays |= copies
-        if history is not None:
-            histories[entry["id"]] = history
-    return assemble(source, name, records, histories, strays)
+        if read is not None:
+            histories[entry["id"]] = read.history
+            if read.evaluations:
+                evaluations[entry["id"]] = read.evaluations
+    return assemble(source, name, records, histories, strays, evaluations)
 
 
 def _one_run(
     entry: Mapping[str, Any], attempts: Sequence[WandbRun]
-) -> tuple[dict[str, Any], History | None, dict[str, str]]:
-    """Its row of `runs`, its history, and other W&B runs that say the same.
+) -> tuple[dict[str, Any], WandbRun | None, dict[str, str]]:
+    """Its row of `runs`, the W&B run that has its history, and other W&B runs that say the same.
 
     A run that was begun again, from its start or from a checkpoint, is told to W&B from its first row on as the next
     attempt: the last one holds everything.
@@ -108,7 +145,8 @@ def _one_run(
     record["dir"] = last.wandb_id
     record |= {key: value for key, value in flatten(_mirrored(last.config)).items() if key not in record}
     try:
-        history = checked(last.history, "the history") if last.rows else None
+        if last.rows:
+            checked(last.history, "the history")
     except RunError as error:
         return record | {"state": "unreadable", "problem": str(error)}, None, copies
     short = last.state == "finished" and last.rows < int(last.config.get("steps", last.rows))
@@ -116,13 +154,13 @@ def _one_run(
     record |= {
         "state": "diverged" if diverged else last.state,
         "steps_done": last.rows,
-        "stopped_at": last.rows - 1 if diverged else None,
+        "stopped_at": last.rows - 1 if diverged else last.rows if short else None,
         "reason": "not said in W&B" if diverged else last.reason,
         "rows": last.rows,
-        "columns": last.columns,
+        "columns": last.columns if last.rows else frozenset(),
         "attempt": last.attempt,
     }
-    return record, history, copies
+    return record, last if last.rows else None, copies
 
 
 def _may_stop_early(run: WandbRun) -> bool:

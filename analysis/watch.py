@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis import collapse
-from analysis.run_directories import _was_killed, about_the_data
+from analysis.run_directories import about_the_data, was_killed
 from analysis.sweep import ENDED, RunError, SweepError, assemble, flatten, read_json, read_sweep_file
 from analysis.tables import power_of_ten
 from analysis.tail import Tail
@@ -86,7 +86,7 @@ class Watched:
             self.seen = seen
             self._read_files(status)
         self.state = self.said
-        if self.said == "running" and _was_killed(self.folder.parent, self.folder, self.id):
+        if self.said == "running" and was_killed(self.folder.parent, self.folder, self.id):
             self.state = "interrupted"
         try:
             grew = self.tail.read()
@@ -159,7 +159,7 @@ class Watch:
         histories = {id: columns for id, columns in histories.items() if "loss" in columns}
         if not histories:
             return
-        sweep = assemble(str(self.folder), self.name, [run.record() for run in those], histories)
+        sweep = assemble(str(self.folder), self.name, [run.record() for run in those], histories, {})
         labels = collapse.verdicts(sweep.runs, sweep.history)["label"].fillna(NOT_JUDGED)
         for id, label in labels.items():
             self.runs[str(id)].verdict = str(label)

@@ -23,10 +23,11 @@ NEEDS = {
     "model=tiny_llama": " ".join(SMALL_LLAMA),
     "data=notebook_pair": f"model=tiny_llama {' '.join(SMALL_LLAMA)}",
 }
-# Text and real models are trained in tests/data and tests/policy; the others need what a test machine may not have.
+# Text, real models and adapters are trained in tests/data, tests/policy and test_language_models.py; the others need
+# what a test machine may not have.
 NOT_TRAINED_HERE = {
     "data=hh_rlhf", "data=jsonl", "data=helpsteer2", "data=ultrafeedback", "data=ultrafeedback_zh", "data=mix",
-    "model=pretrained", "model=smollm2", "tracking=wandb_online", "compute=cuda",
+    "model=pretrained", "model=smollm2", "adapter=lora", "adapter=qlora", "tracking=wandb_online", "compute=cuda",
 }  # fmt: skip
 TRAINED = [choice for choice in IDS if choice not in NOT_TRAINED_HERE]
 

@@ -10,7 +10,7 @@ from src.policy.pretrained import _load_model, smollm2
 from tests.trl_lm import LOGGED, REAL_PAIRS, ours, overrides, trl
 
 PAIRS, BATCH, LR = 64, 4, 1e-5
-MAX_LENGTH = 128  # short enough for a test; the benchmark has 512
+MAX_LENGTH = 96  # short enough for a test; the benchmark has 512
 
 
 @pytest.mark.slow

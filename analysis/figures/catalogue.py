@@ -5,7 +5,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from analysis.sweep import Sweep
+from analysis.sweep import EVALUATED, Sweep
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 OF_A_SWEEP = (
     "rejected_prob", "margin", "rewards", "curves", "phase", "final_margin", "collapse_map", "survival",
-    "gradient_weight", "action_probs", "frontier", "kl_on_data", "reward_histograms", "samples",
+    "gradient_weight", "action_probs", "frontier", "kl_on_data", "held_out", "reward_histograms", "samples",
 )  # fmt: skip
 OF_THEORY = ("gradient_weight", "kl_estimators", "bradley_terry")  # these need no sweep
 NAMES = tuple(dict.fromkeys((*OF_A_SWEEP, *OF_THEORY)))
@@ -34,19 +34,24 @@ def of_a_sweep(
     names: Sequence[str],
     metrics: Sequence[str],
     verdicts: "pd.DataFrame",
+    evaluations: "pd.DataFrame",
     probes: "pd.DataFrame",
     samples: "pd.DataFrame",
 ) -> Drawings:
-    """`names` from this sweep; `curves` is one drawing for each of `metrics`. The frames: `collapse.verdicts`,
-    `beside_history.probes` and `beside_history.samples` of the sweep.
+    """`names` from this sweep; `curves` is one drawing for each of `metrics`. The frames: `collapse.verdicts`, and
+    `beside_history.evaluations`, `probes` and `samples` of the sweep.
     """
     drawings: Drawings = {}
     for name in names:
         draw = partial(_module(name).draw, sweep.runs) if name in OF_A_SWEEP else _module(name).of_theory
         if name == "curves":
-            drawings |= {file_of(metric): partial(draw, sweep.history, metric) for metric in metrics}
+            for metric in metrics:
+                rows = evaluations if metric.startswith(EVALUATED) else sweep.history
+                drawings[file_of(metric)] = partial(draw, rows, metric)
         elif name in JUDGED:
             drawings[name] = partial(draw, sweep.history, verdicts)
+        elif name == "held_out":
+            drawings[name] = partial(draw, evaluations)
         elif name == "reward_histograms":
             drawings[name] = partial(draw, probes)
         elif name == "samples":

@@ -1,4 +1,7 @@
-"""Any metric of the history against step, a panel for each loss if they are many, and its closed form where one is."""
+"""Any metric of the history or of evaluations against step, a panel for each loss if they are many.
+
+Where there is a closed form it is drawn too.
+"""
 
 from typing import Any
 
@@ -12,7 +15,8 @@ from analysis import theory
 from analysis.figures import draw as d
 from analysis.figures.margin import THEORY, first_rows, theory_over_seeds
 from analysis.figures.sheet import Panel, sheet
-from analysis.statistics import BOUNDED
+from analysis.statistics import is_bounded
+from analysis.sweep import EVALUATED
 
 # Metric -> what the axis says; nats unless said. A name that is not here is shown as it is.
 LABELS = {
@@ -25,13 +29,17 @@ LABELS = {
     "k2_on_data": "k2 on the data (nats a token)", "k3_on_data": "k3 on the data (nats a token)",
     "grad_norm": "gradient norm", "lr": "learning rate", "tokens": "response tokens seen", "pairs": "pairs seen",
     "nonfinite": "values not finite", "exact/kl": "KL(π, π_ref) (nats)", "exact/entropy": "entropy of π (nats)",
-    "perplexity": "perplexity",
+    "perplexity": "perplexity", "eval/kl_k1": "KL(π, π_ref) of answers, k1 (nats)",
+    "eval/kl_k3": "KL(π, π_ref) of answers, k3 (nats)",
 }  # fmt: skip
 
 
 def draw(runs: pd.DataFrame, history: pd.DataFrame, metric: str = "loss") -> Figure:
-    """`Sweep.runs`, `Sweep.history` and the name of one of its columns -> the figure."""
-    drawn = d.material(runs, history, metric, metric)
+    """`Sweep.runs`, `Sweep.history` and the name of one of its columns -> the figure.
+
+    For an `eval/…` column: the rows of `beside_history.evaluations` in place of the history.
+    """
+    drawn = d.material(runs, history, metric, metric, evaluated=metric.startswith(EVALUATED))
     loss_each = drawn.many_losses()
     panels = drawn.panels(loss_each)
     frames = drawn.frames(metric)
@@ -42,11 +50,11 @@ def draw(runs: pd.DataFrame, history: pd.DataFrame, metric: str = "loss") -> Fig
     legends = [entries, keys + ([d.diverged_key()] if drawn.diverged else [])]
     said = " Theory: one pair under SGD, K = |∇h|² as at step\N{NO-BREAK SPACE}0 (approximate if K drifts)."
     note = (
-        d.note_on_runs(drawn, _short(metric), "bootstrap" if metric in BOUNDED else "t")
+        d.note_on_runs(drawn, _short(metric), "bootstrap" if is_bounded(metric) else "t")
         + betas
         + (said if lines else "")
     )
-    label = LABELS.get(metric, f"{metric} (nats)" if metric.startswith("log_pi/") else metric)
+    label = _label(metric)
     x_label = "step (optimiser updates; log scale from 1)"
     with sheet([*panels], x_label, [Panel(label, 46.0)], legends, note) as on:
         d.share_y(on, on.axes, [*panels], drawn.wanted(panels.values(), frames, beside), signed=True)
@@ -69,5 +77,11 @@ def _theory(drawn: d.Material, metric: str) -> dict[Any, theory.Array]:
     return {curve: line for curve, line in found.items() if line is not None}
 
 
+def _label(metric: str) -> str:
+    if metric.startswith(EVALUATED) and metric not in LABELS:
+        return f"held-out {_label(metric.removeprefix(EVALUATED))}"
+    return LABELS.get(metric, f"{metric} (nats)" if metric.startswith("log_pi/") else metric)
+
+
 def _short(metric: str) -> str:
-    return LABELS.get(metric, metric).split(" (")[0]
+    return _label(metric).split(" (")[0]

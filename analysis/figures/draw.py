@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.scale import SymmetricalLogTransform
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
+from analysis.beside_history import with_evaluated_columns
 from analysis.figures import looks, style, symlog
 from analysis.figures.sheet import MANY, Sheet
 from analysis.passes import rows_of_a_pass
@@ -31,6 +32,7 @@ MODEL_LINE: Any = (0, (3.2, 1.3))  # of a reward model
 HOLLOW: dict[str, Any] = {"markersize": 4.0, "markerfacecolor": "white", "markeredgewidth": 0.9}
 MARKER: dict[str, Any] = {"markersize": 4.0, "markeredgecolor": "white", "markeredgewidth": 0.4}
 DIVERGED: dict[str, Any] = {"color": "0.2", "marker": "x", "markersize": 4.5, "linestyle": ""}
+MOST_MARKED = 25  # so many evaluations carry a marker each; of more, some do
 LOG_STEPS = SymmetricalLogTransform(base=10, linthresh=1, linscale=0.5)  # linear from 0 to 1, so that step 0 is there
 
 
@@ -53,6 +55,7 @@ class Material:
     look: Looks
     parts: Mapping[Curve, tuple[Curve | None, list[Curve]]]  # without its diverged runs, and those
     lacking: str  # how many runs are not in the figure because they have no such column; often empty
+    evaluated: bool = False  # rows are evaluations: each is a point, and all are of the same pairs
 
     @property
     def diverged(self) -> bool:
@@ -78,7 +81,8 @@ class Material:
             for part in (steady, *blown):
                 if part:
                     own = history.take(np.concatenate([rows[run] for run in part.ids]))
-                    found[part] = over_seeds(own if part in blown else self._by_pass(own, part), part, column)
+                    whole = part in blown or self.evaluated
+                    found[part] = over_seeds(own if whole else self._by_pass(own, part), part, column)
         return found
 
     def _by_pass(self, own: pd.DataFrame, part: Curve) -> pd.DataFrame:
@@ -96,6 +100,8 @@ class Material:
     @property
     def by_pass(self) -> str:
         """For the note: what a point is, if it is not one step."""
+        if self.evaluated:
+            return ""
         runs = self.runs.loc[[run for curve in self.found for run in curve.ids]]
         each = rows_of_a_pass(runs)
         passed = (each > 1) & (runs["rows"].to_numpy(dtype=float) >= 2 * each)
@@ -114,27 +120,42 @@ class Material:
             blown.append([_values(frames[run]) for curve in members for run in self.parts[curve][1]])
         return calm if any(calm) else blown
 
-    def draw(self, ax: Axes, members: Sequence[Curve], frames: Frames, log_steps: bool = False) -> None:
-        """Every part of these curves, onto a panel whose y axis is already limited."""
+    def draw(
+        self, ax: Axes, members: Sequence[Curve], frames: Frames, log_steps: bool = False, line: Any = None
+    ) -> None:
+        """Every part of these curves, onto a panel whose y axis is already limited. line: a style for all of them."""
         stops = self.runs["stopped_at"].astype(float)
         for nth, curve in enumerate(members):
             steady, blown = self.parts[curve]
-            look, model = self.look[curve.loss, curve.beta], curve.objective == REWARD_MODEL
+            look = self.look[curve.loss, curve.beta]
+            own = line or (MODEL_LINE if curve.objective == REWARD_MODEL else SOLID)
             if steady:
-                draw_curve(ax, frames[steady], look, (nth, len(members)), log_steps, model)
+                draw_curve(ax, frames[steady], look, (nth, len(members)), log_steps, own, self.evaluated)
             for run in blown:
                 draw_diverged(ax, frames[run], look, stops[run.ids[0]])
 
 
-def material(runs: pd.DataFrame, history: pd.DataFrame, what: str, *columns: str, every_beta: bool = False) -> Material:
+def material(
+    runs: pd.DataFrame,
+    history: pd.DataFrame,
+    what: str,
+    *columns: str,
+    every_beta: bool = False,
+    evaluated: bool = False,
+) -> Material:
     """The runs that have these columns, in words `what`. Raises NothingToDraw if there are none.
 
     Of many betas some are drawn, evenly spaced in their order from the least to the largest, and of more panels than a
     page holds the first; `lacking` says so. With `every_beta` only the panels are limited.
+
+    evaluated: `history` is the rows of `beside_history.evaluations`.
     """
+    if evaluated:
+        runs = with_evaluated_columns(runs, history)
     with_history, those = with_columns(runs), with_columns(runs, *columns)
     if those.empty:
-        raise NothingToDraw(f"no run has {' and '.join(columns)} in its history")
+        where = "evaluations" if evaluated else "history"
+        raise NothingToDraw(f"no run has {' and '.join(columns)} in its {where}")
     everything, lacking = curves(those), len(with_history) - len(those)
     said = f"; {lacking} without {what}, not shown" if lacking else ""
     found = everything if every_beta else _some_betas(everything)
@@ -146,7 +167,7 @@ def material(runs: pd.DataFrame, history: pd.DataFrame, what: str, *columns: str
         found = [curve for curve in found if (curve.loss, curve.setting) in kept]
         said += f"; {MOST_PANELS} of {len(panels)} pairs of loss and setting drawn, the first in the sweep's order"
     look = looks.of_curves(curves(runs))  # of all, so that a curve looks the same in every figure
-    return Material(runs, history, found, look, {curve: set_apart(runs, curve) for curve in found}, said)
+    return Material(runs, history, found, look, {curve: set_apart(runs, curve) for curve in found}, said, evaluated)
 
 
 def _some_betas(found: Sequence[Curve]) -> list[Curve]:
@@ -207,21 +228,23 @@ def draw_curve(
     look: looks.Look,
     turn: tuple[int, int],
     log_steps: bool = False,
-    reward_model: bool = False,
+    line: Any = SOLID,
+    points: bool = False,
 ) -> None:
     """`frame` has step, mean, low, high. `turn` (this curve, of how many) sets its markers off from the others'.
 
-    A reward model's line is broken and its markers are hollow, so that it shows even where it lies on the policy's.
-    Of a long record the points are drawn that can be told apart (`style.thinned`).
+    The markers of a line that is not solid, such as a reward model's, are hollow, so that it shows even where it lies
+    on a solid one. points: each row has a marker, if they are few. Of a long record the points are drawn that can be
+    told apart (`style.thinned`).
     """
     colour, marker = look
     along = frame["step"].to_numpy(dtype=float)
     along = LOG_STEPS.transform(along) if log_steps else along
     some = style.thinned(along, frame[["mean", "low", "high"]])
     frame = frame.iloc[some]
-    _line(ax, frame, color=colour, linewidth=WIDTH, zorder=3, linestyle=MODEL_LINE if reward_model else SOLID)
-    marked = frame.iloc[style.sparse(along[some], *turn)]
-    marks = HOLLOW | {"markeredgecolor": colour} if reward_model else MARKER
+    _line(ax, frame, color=colour, linewidth=WIDTH, zorder=3, linestyle=line)
+    marked = frame if points and len(frame) <= MOST_MARKED else frame.iloc[style.sparse(along[some], *turn)]
+    marks = MARKER if line == SOLID else HOLLOW | {"markeredgecolor": colour}
     ax.plot(marked["step"], marked["mean"], color=colour, marker=marker, linewidth=0, zorder=3.1, **marks)
     if frame["low"].notna().any():
         ax.fill_between(frame["step"], frame["low"], frame["high"], color=colour, alpha=0.3, linewidth=0, zorder=1.8)
@@ -265,11 +288,14 @@ def share_y(
         return
     apart = style.frame_alike(axes, values)
     sheet.share_y(axes, apart)
+    said = ""
     if len(apart) == len(axes):
-        sheet.note += " Every panel has a y axis of its own."
+        said = " Every panel has a y axis of its own."
     elif apart:
         names = "; ".join(unbroken(titles[i]) for i in apart)
-        sheet.note += f" One y axis for all panels but {names}."
+        said = f" One y axis for all panels but {names}."
+    if said not in sheet.note:
+        sheet.note += said
 
 
 def _far(those: Sequence[Any], everything: Any) -> bool:

@@ -23,6 +23,7 @@ from matplotlib.text import Text
 from analysis.figures.style import COLUMN, MM, PAGE, PAGE_HEIGHT, RC
 
 MANY = 8  # more cells than this are drawn small, with axes in common
+LEAST = 0.6  # of their height panels in one column have; where that does not fit, a page is taken
 LINE = 3.2  # of text
 RIGHT = 5.0  # margin: half of a six-digit tick label
 
@@ -67,12 +68,19 @@ def sheet(
     when tick labels are known.
     """
     cells, small = len(titles), len(titles) > MANY
-    columns = (4 if cells <= 32 else 5) if small else 1 if cells <= 4 else 2
-    rows = math.ceil(cells / columns)
     inner, gap = (3.0, 5.5) if small else (4.5, 10.0)
     tall = sum(panel.height for panel in panels)
-    room = (PAGE_HEIGHT - (26.0 if small else 38.0)) / rows - gap - inner * (len(panels) - 1)
-    room = min(room, 30.0 if small else tall)
+
+    def room_of(columns: int) -> float:
+        """For a cell's panels, where so many cells stand beside one another."""
+        rows = math.ceil(cells / columns)
+        return (PAGE_HEIGHT - (26.0 if small else 38.0)) / rows - gap - inner * (len(panels) - 1)
+
+    columns = (4 if cells <= 32 else 5) if small else 1 if cells <= 4 else 2
+    if columns == 1 and room_of(1) < LEAST * tall:
+        columns = 2
+    rows = math.ceil(cells / columns)
+    room = min(room_of(columns), 30.0 if small else tall)
     heights = [max(panel.height * room / tall, 4.5) for panel in panels]
     with mpl.rc_context(RC):
         figure = Figure(figsize=(1, 1))

@@ -88,7 +88,11 @@ def _tests(timed: pd.DataFrame, groups: s.Groups) -> str:
     if found.empty:
         return ""
     if len(found) == 1:
-        p = float(found["p"].iloc[0])
-        return f" Log-rank test: p {'< 0.001' if p < 0.001 else f'= {p:.2g}'}."
+        one, other, p = found.loc[found.index[0], ["group", "other", "p"]]
+        said = "< 0.001" if p < 0.001 else f"= {p:.2g}"
+        return f" Log-rank test of {one} against {other}, all their runs: p {said}."
     few = int((found["p_holm"] < 0.05).sum())
-    return f" Log-rank: {few} of {len(found)} pairs of losses differ at the 5\N{NO-BREAK SPACE}% level (Holm)."
+    return (
+        f" Log-rank tests of every two losses of which one collapsed, all their runs: {few} of {len(found)} differ at "
+        "the 5\N{NO-BREAK SPACE}% level (Holm)."
+    )

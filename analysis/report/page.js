@@ -16,7 +16,8 @@ const looks = { colours: data.colours, markers: data.markers, diverged: data.div
 
 const state = { visible: [], metric: 0, pinned: -1, from: 0, to: Infinity };
 const unpacked = new Map();
-let plots = [], lines = null, theory = null, lastStep = 1, drawing = 0;
+const lastStep = Math.max(data.last, 1); // of an evaluation too, which may come after the last update
+let plots = [], lines = null, theory = null, drawing = 0;
 
 function unpackedOnce(id) {
   if (!unpacked.has(id)) {
@@ -61,7 +62,9 @@ function theoryFactor(run) {
 async function drawPlots() {
   const turn = ++drawing;
   const [name, meaning, unit] = data.metrics[state.metric];
-  const found = await unpackedOnce(`${data.means ? $("rows").value : "metric"}-${state.metric}`);
+  const averaged = data.means && !name.startsWith("eval/"); // an evaluation is of the same pairs each time
+  $("mean-control").hidden = !averaged;
+  const found = await unpackedOnce(`${averaged ? $("rows").value : "metric"}-${state.metric}`);
   const ofTheory = await unpackedOnce("theory");
   if (turn !== drawing) return; // something newer is on its way
   lines = found;
@@ -157,7 +160,7 @@ function described(run, point) {
   const [name, , unit] = data.metrics[state.metric];
   const value = lines.values[point];
   const rows = [["step", lines.steps[point].toLocaleString("en")], [name, `${number(value, 5)}${unit ? ` ${unit}` : ""}`]];
-  if (name.startsWith("log_pi/") || name.startsWith("logps/")) rows.push(["probability", probability(value)]);
+  if (/^(eval\/)?(log_pi|logps)\//.test(name)) rows.push(["probability", probability(value)]);
   const line = theory && theoryAt(run, lines.steps[point]);
   if (line !== null && line !== undefined) rows.push(["theory", `${number(line, 5)}${unit ? ` ${unit}` : ""}`]);
   for (const d of settingsShown) rows.push([d.title, d.names[d.of[run]]]);
@@ -301,7 +304,6 @@ function setAll(d, on) {
 
 function makeControls() {
   data.metrics.forEach(([name, meaning], i) => $("metric").append(element("option", { value: i, textContent: name, title: meaning })));
-  $("mean-control").hidden = !data.means;
   $("split").append(element("option", { value: "", textContent: "nothing" }));
   for (const d of dimensions) if (d.names.length > 1) $("split").append(element("option", { value: d.column, textContent: d.title }));
   const losses = dimensions.find((d) => d.column === "loss.name");
@@ -362,7 +364,6 @@ async function begin() {
   makeControls();
   makeTheme();
   const first = await unpackedOnce("metric-0");
-  for (const step of first.steps) if (step > lastStep) lastStep = step;
   for (const id of ["from", "to"]) $(id).max = lastStep;
   $("from").value = 0;
   $("to").value = lastStep;

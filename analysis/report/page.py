@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import collapse, passes, tables
+from analysis import beside_history, collapse, passes, tables
 from analysis.figures import looks
 from analysis.figures.collapse_map import SHADES
 from analysis.load import WANDB
@@ -45,9 +45,17 @@ def build(sweep: Sweep, *, data_file: str, out: Path) -> tuple[str, str]:
     if noisy:
         runs, means = curves.means_over_a_pass(sweep.runs, sweep.history, [*metrics], batches)
         lines |= {f"mean-{i}": curves.thinned(runs, means, name, points) for i, name in enumerate(metrics)}
+    found = beside_history.evaluations(sweep).rows
+    measured = payload.evaluated(found)
+    if measured:
+        rows = found["run"].value_counts().reindex(sweep.runs.index, fill_value=0)
+        runs = beside_history.with_evaluated_columns(sweep.runs, found).assign(rows=rows)
+        for i, name in enumerate(measured, start=len(metrics)):
+            lines[f"metric-{i}"] = curves.thinned(runs, found, name, points)
     theory = payload.theory_lines(sweep)
     given = payload.of(sweep, table, verdicts, varied) | {
-        "metrics": [[name, *about] for name, about in metrics.items()],
+        "metrics": [[name, *about] for name, about in (metrics | measured).items()],
+        "last": int(max(frame["step"].max() for frame in (sweep.history, found) if len(frame))),
         "theory": bool(theory.counts.any()),
         "means": noisy,
     }

@@ -16,7 +16,7 @@ from analysis.report import curves
 from analysis.report.settings import shown, text
 from analysis.report.words import NOT_JUDGED
 from analysis.statistics import curves as curves_of_seeds
-from analysis.sweep import Sweep, as_dicts
+from analysis.sweep import EVALUATED, Sweep, as_dicts
 
 # Meaning and unit of what a history may hold, as docs/run-directory.md has them; a test compares the names.
 METRICS = {
@@ -47,6 +47,10 @@ METRICS = {
     "gold_reward": ("mean true reward", ""),
     "perplexity": ("perplexity per token of the chosen responses", ""),
     "lr": ("learning rate", ""),
+}
+ANSWERS = {
+    "eval/kl_k1": ("KL(policy, reference) of the policy's own answers, k1", "nats"),
+    "eval/kl_k3": ("KL(policy, reference) of the policy's own answers, k3", "nats"),
 }
 MOST_ACTIONS = 32  # more columns of exact action probabilities than this are left out of the menu
 THEORY_POINTS = 120  # of a line of theory
@@ -80,6 +84,12 @@ def metrics(sweep: Sweep) -> dict[str, tuple[str, str]]:
             for name in actions
         }
     return known
+
+
+def evaluated(evaluations: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """The columns of `beside_history.evaluations` that the page can draw -> meaning, unit."""
+    on_pairs = {f"{EVALUATED}{name}": (f"held out: {about}", unit) for name, (about, unit) in METRICS.items()}
+    return {name: about for name, about in (on_pairs | ANSWERS).items() if name in evaluations}
 
 
 def of(sweep: Sweep, table: pd.DataFrame, verdicts: pd.DataFrame, varied: Sequence[str]) -> dict[str, Any]:

@@ -34,8 +34,8 @@ def draw(sweep: Sweep, verdicts: pd.DataFrame) -> list[Picture]:
 
     Learning curves are left out: the page has them to explore.
     """
-    probes, answers = beside_history.probes(sweep).rows, beside_history.samples(sweep).rows
-    drawings = catalogue.of_a_sweep(sweep, NAMES, (), verdicts, probes, answers)
+    beside = (beside_history.evaluations(sweep), beside_history.probes(sweep), beside_history.samples(sweep))
+    drawings = catalogue.of_a_sweep(sweep, NAMES, (), verdicts, *(found.rows for found in beside))
     return [_picture(name, drawing) for name, drawing in drawings.items()]
 
 

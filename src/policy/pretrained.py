@@ -258,6 +258,10 @@ def _load_model(spec: Pretrained, dtype: torch.dtype) -> Any:
 
     transformers.utils.logging.disable_progress_bar()  # a sweep has a display of its own
     options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
+    if spec.source()["gguf_file"] is not None:
+        from transformers import modeling_gguf_pytorch_utils as reader
+
+        reader.tqdm = transformers.utils.logging.tqdm  # this bar alone does not ask whether bars are wanted
     if spec.source()["gguf_file"] is not None and hasattr(transformers, "GgufConfig"):
         # Otherwise the weights stay quantised, and cannot be trained, wherever the package `kernels` is installed.
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)

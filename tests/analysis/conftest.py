@@ -103,6 +103,20 @@ class Run:
             unwanted += ("margin", "log_ratios", "logps", "log_pi", "k1", "k2", "k3")
         return {name: values for name, values in columns.items() if not name.startswith(unwanted or ("-",))}
 
+    def evaluations(self, every: int, answers: int = 0) -> dict[str, Any]:
+        """The history's rows 0, every, …, and the last one after the last update; the KL of so many answers."""
+        n, of_training = self.rows(), ("step", "grad_norm", "lr", "tokens", "pairs", "nonfinite")
+        steps = np.array([*range(0, n, every), n])
+        rows = {
+            f"eval/{name}": values[steps.clip(max=n - 1)]
+            for name, values in self.history().items()
+            if name not in of_training
+        }
+        kl = 0.01 * steps.astype(float) * (1 + self.seed % 7)
+        if answers:
+            rows |= {"eval/kl_k1": kl, "eval/kl_k1_se": 0.5 * kl, "eval/kl_k3": kl, "eval/kl_k3_se": 0.1 * kl}
+        return {"step": steps, **rows}
+
 
 def write_stream(file: Path, columns: dict[str, Any], batch: int = 25) -> None:
     table = pa.table(columns)

@@ -6,9 +6,11 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import write_stream
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import rgb_to_hsv, to_rgba
@@ -16,13 +18,14 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from analysis import collapse, load, tables
+from analysis import beside_history, collapse, load, tables
 from analysis.figures import (
     bradley_terry,
     collapse_map,
     curves,
     final_margin,
     gradient_weight,
+    held_out,
     kl_estimators,
     kl_on_data,
     looks,
@@ -364,6 +367,36 @@ def test_nothing_on_a_newer_figure_overlaps(runs: Any, module: Any, write_sweep:
     test_nothing_on_a_figure_overlaps(runs, module, write_sweep, make_run)
 
 
+def policies_and_reward_models(make_run: Any) -> list[Any]:
+    runs = [make_run(loss, seed=s, objective=objective)
+            for loss in ("dpo", "ipo") for s in range(3) for objective in ("preference", "reward_model")]  # fmt: skip
+    return [*runs, make_run("ipo", 0.5, state="diverged", stopped_at=30, reason="x")]
+
+
+def six_learning_rates(make_run: Any) -> list[Any]:
+    return [make_run(loss, b, lr=lr / 100) for loss in ("dpo", "ipo") for b in (0.1, 1.0) for lr in range(1, 7)]
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        like_the_default_sweep,
+        eight_losses,
+        settings_and_a_divergence,
+        six_learning_rates,
+        every_loss,
+        policies_and_reward_models,
+    ],
+)
+def test_nothing_on_the_figure_of_held_out_pairs_overlaps(runs: Any, write_sweep: Any, make_run: Any) -> None:
+    made = runs(make_run)
+    path = write_sweep(*made)
+    for run in made:
+        write_stream(path / run.dir / "evaluations.arrow", run.evaluations(every=run.rows() // 6 or 1, answers=4))
+    sweep = load(path)
+    _nothing_overlaps(held_out.draw(sweep.runs, beside_history.evaluations(sweep).rows))
+
+
 @pytest.mark.parametrize("module", [bradley_terry, gradient_weight, kl_estimators])
 def test_nothing_on_a_figure_of_theory_overlaps(module: Any) -> None:
     _nothing_overlaps(module.of_theory())
@@ -386,6 +419,7 @@ def test_nothing_on_a_figure_overlaps(runs: Any, module: Any, write_sweep: Any, 
     _nothing_overlaps(draw(module, write_sweep(*runs(make_run))))
 
 
+@mpl.rc_context(style.RC)  # as it is saved: how many ticks an axis has hangs on the size of their labels
 def _nothing_overlaps(figure: Figure) -> None:
     boxes = texts(figure)
     assert len(boxes) >= min(3 * len(figure.axes), 45)
@@ -470,7 +504,13 @@ def test_survival_falls_with_each_collapse_and_counts_them(write_sweep: Any, mak
     assert legend(figure) == ["DPO (2 of 4)", "IPO (1 of 5)"]
     assert dpo.get_ydata()[-1] == 0.5 and ipo.get_ydata()[-1] == pytest.approx(0.8)
     assert ipo.get_xdata()[1] == 30 and dpo.get_xdata()[-1] == ipo.get_xdata()[-1] == 599
-    assert "Log-rank test: p = " in note(figure) and "5 of" not in note(figure)
+    assert "Log-rank test of DPO against IPO, all their runs: p = " in note(figure)
+
+
+def test_of_several_losses_the_note_says_how_many_pairs_were_compared(write_sweep: Any, make_run: Any) -> None:
+    calm = make_run("kto", 0.1, steps=600, changes={"loss": {"name": "kto", "beta": 0.1}})
+    said = note(draw(survival, write_sweep(*collapsing(make_run), calm)))
+    assert "Log-rank tests of every two losses of which one collapsed, all their runs: 0 of 3 differ" in said
 
 
 def test_the_margins_steps_are_counted_in_tens_from_0_and_rejected_probs_are_not(four_runs: Path) -> None:

@@ -28,7 +28,7 @@ from analysis import collapse, load
 from analysis.__main__ import main
 from analysis.figures import looks
 from analysis.report import curves, payload, settings, words
-from tests.analysis.conftest import Run, four, written
+from tests.analysis.conftest import Run, four, write_stream, written
 from tests.analysis.large import write
 
 ROOT = Path(__file__).parents[2]
@@ -521,6 +521,27 @@ def test_packed_lines_are_those_of_the_history(visit: Any, html: Path, sweep: Pa
         read.history["margin"].to_numpy().astype(np.float32).tolist()
     )
     assert page.evaluate("() => [...lines.steps]") == read.history["step"].to_list()
+
+
+def test_held_out_pairs_are_among_the_curves_to_the_last_evaluation(
+    visit: Any, write_sweep: Any, make_run: Any
+) -> None:
+    runs = [make_run(loss, pairs=4, steps=30, seed=seed) for seed, loss in enumerate(("dpo", "ipo"))]
+    path = write_sweep(*runs)
+    for run in runs:
+        write_stream(path / run.dir / "evaluations.arrow", run.evaluations(every=10, answers=2))
+    page = visit(report(path))
+    assert page.locator("#mean-control").is_visible()
+    page.select_option("#metric", label="eval/kl_k3")
+    page.wait_for_function("() => data.metrics[state.metric][0] === 'eval/kl_k3' && lines.steps.length === 8")
+    drawn(page)
+    assert page.evaluate("() => [...lines.steps]") == [0, 10, 20, 30] * 2
+    assert page.evaluate("() => plots[0].px(30) <= MARGIN.left + plots[0].width")
+    assert ink(page, DPO) > 100 and not page.locator("#mean-control").is_visible()
+    page.select_option("#metric", label="eval/rewards/margins")
+    page.wait_for_function("() => lines.values[3] > 0 && data.metrics[state.metric][0] === 'eval/rewards/margins'")
+    expected = runs[0].evaluations(10)["eval/rewards/margins"]
+    assert page.evaluate("() => [...lines.values].slice(0, 4)") == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_setting_that_another_determines_is_no_setting_of_its_own(write_sweep: Any, make_run: Any) -> None:

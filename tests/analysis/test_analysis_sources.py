@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import wandb
 
-from analysis import load, wandb_files, wandb_project
+from analysis import beside_history, load, wandb_files, wandb_project
 from analysis.sweep import RunError, Sweep, SweepError, census
 from tests.analysis.wandb_server import Recorded, Server, recorded
 
@@ -37,10 +37,29 @@ def trained(cli: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def offline(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """W&B's files of that sweep, away from its run directories."""
-    folder = tmp_path_factory.mktemp("offline")
-    for run in trained.glob("*/wandb"):
+    return wandb_files_of(trained, tmp_path_factory.mktemp("offline"))
+
+
+def wandb_files_of(sweep: Path, folder: Path) -> Path:
+    for run in sweep.glob("*/wandb"):
         shutil.copytree(run, folder / run.parent.name)
     return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(cli: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four runs on data with held-out pairs, evaluated every 15 updates: of two that may stop early one does, after 15;
+    the other, and one of those that may not, diverge.
+    """
+    work = tmp_path_factory.mktemp("evaluated")
+    done = cli(
+        "-m", "loss=ipo", "lr=0.05,1e30", "early_stop.patience=null,1", "early_stop.min_reward_gain=100",
+        "early_stop.kl_tolerance=1", "model=tabular", "data._target_=tests.held_out.one_pair", f"steps={STEPS}",
+        "evaluation.every=15", "evaluation.samples=4", "tracking=wandb_offline", "sweep=small", f"output={work}",
+        cwd=work,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return work / "small"
 
 
 @pytest.fixture
@@ -82,6 +101,32 @@ def test_the_three_sources_of_a_sweep_give_equal_frames(trained: Path, offline: 
     same(directories, load(offline, expected=trained))
     same(directories, load("wandb://me/margincall/small", expected=trained / "sweep.json"))
     assert server.listed == 2  # more than one page of runs
+
+
+def test_so_they_do_of_a_sweep_with_evaluations_and_these_are_equal_too(
+    evaluated: Path, server: Server, tmp_path: Path
+) -> None:
+    directories = load(evaluated)
+    ends = {label: own.iloc[0].tolist() for label, own in directories.runs.groupby("label")[["state", "rows"]]}
+    assert sorted(ends.values()) == [["diverged", 2], ["diverged", 2], ["finished", 15], ["finished", STEPS]]
+    files = wandb_files_of(evaluated, tmp_path / "files")
+    server.runs_there = [recorded(file) for file in sorted(files.rglob("*.wandb"))]
+    with_answers = server.runs_there[0]  # online the last evaluation's row has a table too
+    with_answers.rows[-1] |= {"samples": '{"_type": "table-file", "path": "media/table/samples.json"}'}
+    sources = [load(files, expected=evaluated), load("wandb://me/margincall", expected=evaluated)]
+    kept = load("wandb://me/margincall", expected=evaluated, columns=["margin"])
+    found = beside_history.evaluations(directories)
+    assert found.problems == () and {*found.rows["step"]} == {0, 15, 30, STEPS}
+    made = zip(directories.runs["state"], directories.runs["rows"], strict=True)
+    expected = [len(range(0, rows, 15)) + (state == "finished") for state, rows in made]
+    assert found.rows.groupby("run", sort=False).size().tolist() == expected
+    assert {"eval/rewards/margins", "eval/loss", "eval/kl_k3", "eval/kl_k3_se"} <= {*found.rows.columns}
+    for source in (*sources, kept):
+        rows = beside_history.evaluations(source).rows
+        pd.testing.assert_frame_equal(found.rows, rows[found.rows.columns], check_exact=True)
+        assert {*rows.columns} == {*found.rows.columns}
+    for source in sources:
+        same(directories, source)
 
 
 def test_from_a_project_only_what_changed_is_asked_for_again(trained: Path, server: Server) -> None:

@@ -241,6 +241,33 @@ def test_log_rank_tells_early_from_late_and_corrects_for_the_number_of_pairs() -
     assert survival.log_rank(timed, {"sft": ["r30"], "rpo": ["r31"]}).empty
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_log_rank_agrees_with_lifelines_with_ties_and_runs_that_end_early(seed: int) -> None:
+    from lifelines.statistics import logrank_test  # type: ignore[import-untyped]
+
+    rng = np.random.default_rng(seed)
+    verdicts = judged(np.where(rng.random(60) < 0.6, rng.integers(0, 12, 60), math.nan).tolist())
+    verdicts["rows"] = rng.integers(1, 15, 60) + 12
+    timed = survival.times(verdicts)
+    sizes = np.split(np.array(verdicts.index), [1, 3, 10, 30])
+    groups = {f"g{i}": list(ids) for i, ids in enumerate(sizes)}
+    found = survival.log_rank(timed, groups)
+    assert len(found) >= 9
+    for row in found.to_dict("records"):
+        a, b = (timed.loc[groups[row[side]]] for side in ("group", "other"))
+        theirs = logrank_test(a["duration"], b["duration"], a["collapsed"], b["collapsed"])
+        assert (row["chi2"], row["p"]) == pytest.approx((theirs.test_statistic, theirs.p_value), rel=1e-9, abs=1e-12)
+
+
+def test_groups_that_cannot_be_told_apart_at_any_collapse_differ_in_nothing() -> None:
+    """The one run of `b` had ended before anything in `a` collapsed."""
+    verdicts = judged([50.0, 60.0, math.nan])
+    verdicts["rows"] = [101, 101, 11]
+    (row,) = survival.log_rank(survival.times(verdicts), {"a": ["r0", "r1"], "b": ["r2"]}).to_dict("records")
+    assert (row["chi2"], row["p"]) == (0.0, 1.0)
+    assert survival.log_rank(survival.times(verdicts), {"a": ["r0", "r1"], "b": []}).empty
+
+
 def test_log_rank_agrees_with_its_formula_by_hand() -> None:
     """Onsets a: 1, 3; b: 2, 4. Expected for a: 2/4 + 1/3 + 1/2; variance 1/4 + 2/9 + 1/4."""
     timed = survival.times(judged([1.0, 3.0, 2.0, 4.0]))
