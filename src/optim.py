@@ -9,7 +9,6 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from src import distributed
 from src.config import RunConfig
 from src.policy.base import Policy
 
@@ -46,10 +45,8 @@ class StackOptimizer:
             self.lrs[stretch.start : stretch.stop] = stretch.schedule(step)
 
     def backward(self, loss: Tensor) -> None:
-        """The gradient of `loss`, of all processes' shares. In half precision that of a multiple of it, so that small
-        ones are not lost."""
+        """The gradient of `loss`. In half precision that of a multiple of it, so that small ones are not lost."""
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        distributed.sum_gradients(self._parameters)
 
     def unscale(self) -> None:
         """Give the gradient its true size."""

@@ -147,6 +147,7 @@ def train_stack(
 
             optimizer.zero_grad()
             optimizer.backward(loss_R.sum())
+            distributed.sum_gradients(policy.parameters())
             optimizer.unscale()
             optimizer.schedule(step)
             norms_R = optimizer.grad_norms()
