@@ -19,6 +19,8 @@ NEEDS = {
     "data=hh_rlhf": "data.path=x",
     "data=jsonl": "data.path=x",
     "data=ranked": "loss=list_mle",
+    "data=gold": "model=tabular model.actions=32 data.response_tokens=[1,1]",
+    "data=token_ids": "data.rows=[[[0],[1],[2]]]",
     "model=pretrained": "model.path=x",
     "model=tiny_llama": " ".join(SMALL_LLAMA),
     "data=notebook_pair": f"model=tiny_llama {' '.join(SMALL_LLAMA)}",

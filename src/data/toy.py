@@ -1,16 +1,39 @@
 """Small data sets that need no file and no tokenizer."""
 
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Literal
 
 import numpy as np
-from annotated_types import Ge, Interval
+from annotated_types import Ge, Interval, MinLen
 
-from src.data.pairs import PairData, keep_usable
+from src.data.pairs import Ids, PairData, keep_usable
+from src.errors import BadInput
+
+Token = Annotated[int, Ge(0)]
+Written = Annotated[list[list[Token]], MinLen(3)]  # prompt, then responses, best first
 
 
 def notebook_pair() -> PairData:
     """One prompt, one chosen and one rejected response of four tokens each, vocabulary 32."""
     return keep_usable([((5, 8, 9, 10, 5, 3), (16, 29, 18, 17), (26, 14, 31, 0))], "data=notebook_pair")
+
+
+def token_ids(*, rows: Annotated[list[Written], MinLen(1)], held_out: list[Written]) -> PairData:
+    """Pairs, or ranked lists, written out: each row a prompt and its responses, best first, as token ids.
+
+    Raises:
+        BadInput: rows rank different numbers of responses, or none can be used.
+    """
+    counts = {len(row) - 1 for row in (*rows, *held_out)}
+    if len(counts) > 1:
+        raise BadInput(
+            f"data=token_ids: rows rank {' and '.join(map(str, sorted(counts)))} responses: give all as many"
+        )
+
+    def read(written: list[Written], name: str) -> PairData:
+        return keep_usable([tuple(map(tuple, row)) for row in written], f"data=token_ids: data.{name}")
+
+    return replace(read(rows, "rows"), held_out=read(held_out, "held_out") if held_out else None)
 
 
 def synthetic(
@@ -58,6 +81,70 @@ def ranked(
     rows = [((x,), *((int(k),) for k in row)) for x in range(prompts) for row in order[x]]
     scores = tuple(tuple(float(utility[x, k]) for k in row) for x in range(prompts) for row in order[x])
     return keep_usable(rows, "data=ranked", candidates=tuple((k,) for k in range(responses)), scores=scores)
+
+
+def gold(
+    *,
+    prompts: Annotated[int, Ge(1)],
+    held_out: Annotated[int, Ge(0)],
+    comparisons: Annotated[int, Ge(1)],
+    vocabulary: Annotated[int, Ge(2)],
+    prompt_tokens: Annotated[int, Ge(1)],
+    response_tokens: Annotated[list[Annotated[int, Ge(1)]], MinLen(2)],
+    spread: Annotated[float, Ge(0)],
+    labels: Literal["sampled", "certain"],
+    seed: int,
+) -> PairData:
+    """Random responses to random prompts, compared by a reward that is known: the gold reward.
+
+    Token k is worth `spread` times a standard normal number, and a response the sum over its tokens, whatever the
+    prompt: what is learned of some prompts and responses can be right about others. Pairs are of two different
+    responses; each has uniformly drawn tokens, and their number is uniform between both ends of `response_tokens`.
+    With one token a response is an action of a table. The scores of the data are the rewards, also of the `held_out`
+    further prompts, which have as many comparisons each.
+
+    Args:
+        labels: sampled: the better response wins with probability sigma(difference of rewards), as Bradley and Terry
+            have it. certain: it always wins.
+
+    Raises:
+        BadInput: there are not so many different prompts, or the ends of `response_tokens` are not two in order.
+    """
+    if len(response_tokens) != 2 or response_tokens[0] > response_tokens[1]:
+        raise BadInput(f"data.response_tokens={response_tokens} must be the least and the largest number")
+    if vocabulary**prompt_tokens < prompts + held_out:
+        wanted = f"data=gold: {prompts + held_out} different prompts"
+        raise BadInput(f"{wanted} of {prompt_tokens} tokens out of {vocabulary} do not exist")
+    generator = np.random.default_rng(seed)
+    utility = spread * generator.standard_normal(vocabulary)
+
+    def ids(count: int) -> Ids:
+        return tuple(generator.integers(vocabulary, size=count).tolist())
+
+    def pair() -> tuple[Ids, Ids]:
+        lengths = generator.integers(response_tokens[0], response_tokens[1] + 1, size=2)
+        first, second = ids(lengths[0]), ids(lengths[1])
+        return (first, second) if first != second else pair()
+
+    drawn: dict[Ids, None] = {}
+    while len(drawn) < prompts + held_out:
+        drawn[ids(prompt_tokens)] = None
+    rows, scores = [], []
+    for prompt in drawn:
+        for _ in range(comparisons):
+            first, second = pair()
+            reward = [float(utility[list(response)].sum()) for response in (first, second)]
+            gap = reward[0] - reward[1]
+            wins = gap > 0 if labels == "certain" else generator.random() < 1 / (1 + np.exp(-gap))
+            rows.append((prompt, first, second) if wins else (prompt, second, first))
+            scores.append((reward[0], reward[1]) if wins else (reward[1], reward[0]))
+    actions = tuple((k,) for k in range(vocabulary)) if list(response_tokens) == [1, 1] else ()
+    cut = prompts * comparisons
+
+    def part(where: slice) -> PairData:
+        return keep_usable(rows[where], "data=gold", candidates=actions, scores=tuple(scores[where]))
+
+    return replace(part(slice(cut)), held_out=part(slice(cut, None)) if held_out else None)
 
 
 def _log_odds(p: float) -> float:
