@@ -12,7 +12,7 @@ sweep: .venv/installed ## the main job: four runs of DPO and IPO, and their figu
 	$(BIN)/python -m analysis outputs/$(SWEEP)
 
 test: .venv/installed-dev check ## linters, types and every test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --maxschedchunk 1
 
 quick: .venv/installed-dev ## the tests that take seconds
 	$(BIN)/python -m pytest -n 2 -m "not slow"

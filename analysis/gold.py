@@ -2,7 +2,8 @@
 
 X tables (prompts with a distribution of their own), K actions, N betas. Rewards are logits of the Bradley-Terry model
 that the data were drawn from: `data=synthetic` prefers response 0 to 1 with probability p_star; `data=ranked` draws
-utilities. Of the other data sets no true reward is known.
+utilities, and so does `data=gold`, of tokens, which are actions where a response has one. Of the other data sets no
+true reward is known.
 """
 
 import json
@@ -52,6 +53,12 @@ def of_run(run: Mapping[str, Any], tables: int) -> Gold:
             prompts=int(run["data.prompts"]), responses=int(run["data.responses"]),
             spread=float(run["data.spread"]), seed=int(run["data.seed"]),
         )  # fmt: skip
+    elif data == "gold":
+        if json.loads(run["data.response_tokens"]) != [1, 1]:
+            raise NoGoldReward("responses of several tokens: which of them are actions is not on record")
+        by_prompt = token_utilities(
+            vocabulary=int(run["data.vocabulary"]), spread=float(run["data.spread"]), seed=int(run["data.seed"])
+        )[None]
     else:
         raise NoGoldReward(f"data={data} has no true reward")
     if by_prompt.shape[1] > actions:
@@ -68,6 +75,11 @@ def of_run(run: Mapping[str, Any], tables: int) -> Gold:
 def ranked_utilities(*, prompts: int, responses: int, spread: float, seed: int) -> Array:
     """[prompts, responses]: the utilities that `data=ranked` draws first from this seed."""
     return np.asarray(spread * np.random.default_rng(seed).standard_normal((prompts, responses)))
+
+
+def token_utilities(*, vocabulary: int, spread: float, seed: int) -> Array:
+    """[vocabulary]: what each token is worth under `data=gold`, whatever the prompt; drawn first from this seed."""
+    return np.asarray(spread * np.random.default_rng(seed).standard_normal(vocabulary))
 
 
 def reward_and_kl(log_pi: Array, gold: Gold) -> tuple[Array, Array]:
@@ -92,6 +104,28 @@ def frontier(gold: Gold, betas: npt.ArrayLike) -> tuple[Array, Array]:
     """
     scale = np.asarray(betas, dtype=np.float64)[:, None, None]
     return reward_and_kl(gold.log_ref + np.where(gold.compared, gold.reward, -np.inf) / scale, gold)
+
+
+def most_reward(gold: Gold, kl: npt.ArrayLike) -> Array:
+    """[N] the frontier's reward at each KL [N] in nats, of one table all of whose actions are compared.
+
+    For any beta, beta (KL + log E_ref exp(reward/beta)) bounds the reward of every policy at that KL from above; it is
+    the frontier's where pi_beta has that KL. That beta is interpolated: the error of the bound is of its square, up to
+    1e-9 times the largest reward. At a KL below Var(reward)/2e12 the bound is loose by up to Var(reward)/2e6.
+
+    Raises:
+        ValueError: there are several tables, or actions without a reward.
+    """
+    if len(gold.reward) != 1 or not gold.compared.all():
+        raise ValueError("the frontier's inverse is of one table, all of whose actions have a reward")
+    target = np.maximum(np.asarray(kl, dtype=np.float64), 0.0)
+    betas = np.geomspace(1e6, 1e-3, 4000)
+    reached = np.maximum.accumulate(frontier(gold, betas)[1])
+    nothing = 1e-300  # a KL of 0 has a logarithm then
+    beta = np.exp(np.interp(np.log(target + nothing), np.log(reached + nothing), np.log(betas)))
+    best = gold.reward[0].max()  # taken out, so that no exponential overflows
+    log_mean = np.log(np.exp(gold.log_ref[0] + (gold.reward[0] - best) / beta[:, None]).sum(-1))
+    return np.asarray(best + beta * (target + log_mean))
 
 
 def _logit(p: float) -> float:

@@ -15,6 +15,7 @@ def bibtex(losses: Collection[str]) -> str:
     known = {name for _, names in entries() for name in names}
     lacking = sorted({*losses} - known)
     head = [f"% No paper: {', '.join(lacking)}.\n"] if lacking else []
+    head += ["% Needs \\usepackage{url}\n"] if any("\\url" in text for text in chosen) else []
     return "\n".join([*head, *chosen])
 
 

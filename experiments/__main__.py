@@ -1,11 +1,12 @@
 """`python -m experiments ls|run|check|all`: studies, from the sweep to the verdict."""
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.study import ROOT, Study, names, read
+from experiments.study import ROOT, Size, Study, names, read
 
 OUTPUT = ROOT / "outputs"
 
@@ -29,9 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     failures = []
     for name in chosen:
-        out = (options.out or OUTPUT / ("experiments-fast" if options.fast else "experiments")) / name
+        out = (options.out or OUTPUT / ("experiments" + ("" if options.size == "full" else f"-{options.size}"))) / name
         try:
-            failures += (_check if options.command == "check" else _run)(read(name), out.absolute(), options.fast)
+            failures += (_check if options.command == "check" else _run)(read(name), out.absolute(), options.size)
         except StudyFailed as failure:
             failures.append(str(failure))
     for line in failures:
@@ -39,29 +40,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(bool(failures))
 
 
-def _run(study: Study, out: Path, fast: bool) -> list[str]:
-    """A full run's verdict is kept beside the study, and docs/claims.md made anew; a fast one is compared with it."""
+def _run(study: Study, out: Path, size: Size) -> list[str]:
+    """A full run's verdict is kept beside the study and its figures for docs/claims.md, which is made anew; another
+    size's is compared with the one that was kept.
+    """
     from experiments import claims, running
     from src.store import write_json
 
-    content = running.run(study, out, fast=fast)
+    content = running.run(study, out, size)
     for verdict in content["verdicts"]:
         print(f"{study.name}: {verdict['claim']} {verdict['outcome']}: {verdict['finding']}")
     print(f"{study.name}: {content['seconds']:g} s; {out / 'verdict.json'}, {out / 'figures'}")
-    if fast:
-        return running.changed(study, {verdict["claim"]: verdict["outcome"] for verdict in content["verdicts"]})
+    if size != "full":
+        return running.changed(study, {verdict["claim"]: verdict["outcome"] for verdict in content["verdicts"]}, size)
     write_json(study.folder / "verdict.json", content)
+    claims.IMAGES.mkdir(parents=True, exist_ok=True)
+    for name in content["figures"]:
+        shutil.copyfile(out / "figures" / f"{name}.png", claims.image(study, name))
     claims.write()
     return []
 
 
-def _check(study: Study, out: Path, fast: bool) -> list[str]:
+def _check(study: Study, out: Path, size: Size) -> list[str]:
     from experiments import running
 
-    verdicts, _, _ = running.judge(study, out, fast=fast)
+    verdicts, _, _ = running.judge(study, out, size)
     for verdict in verdicts:
         print(f"{study.name}: {verdict.claim} {verdict.outcome}: {verdict.finding}")
-    return running.changed(study, {verdict.claim: verdict.outcome for verdict in verdicts})
+    return running.changed(study, {verdict.claim: verdict.outcome for verdict in verdicts}, size)
 
 
 def _line(study: Study) -> str:
@@ -75,15 +81,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("ls", help="what studies there are, and their verdicts")
     for command, does in (
-        ("run", "train what is missing, judge, draw; keep the verdict and write docs/claims.md (not with --fast)"),
+        ("run", "train what is missing, judge, draw; keep the verdict and write docs/claims.md (in full only)"),
         ("check", "judge again what was run; exit code 1 where a verdict is not the one that was kept"),
         ("all", "run every study"),
     ):
         sub = commands.add_parser(command, help=does)
         if command != "all":
             sub.add_argument("name", metavar="NAME")
-        sub.add_argument("--fast", action="store_true", help="fewer seeds, shorter runs; never kept")
+        size = sub.add_mutually_exclusive_group()
+        for name, does in (("fast", "fewer seeds, shorter runs"), ("gpu", "as a study has it for a GPU")):
+            size.add_argument(f"--{name}", dest="size", action="store_const", const=name, help=f"{does}; never kept")
         sub.add_argument("--out", metavar="DIR", type=Path, help="where studies write (outputs/experiments[-fast])")
+        sub.set_defaults(size="full")
     return parser
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from analysis.figures import style
 from analysis.load import load
-from experiments.study import ROOT, Frames, Study, Sweeps, Verdict
+from experiments.study import ROOT, Frames, Size, Study, Sweeps, Verdict
 from src.store import provenance, write_json
 
 FORMAT = 1
@@ -21,17 +21,17 @@ class StudyFailed(Exception):
     """A study could not be carried through: one line."""
 
 
-def command(study: Study, sweep: str, out: Path, *, fast: bool) -> list[str]:
+def command(study: Study, sweep: str, out: Path, size: Size) -> list[str]:
     """The arguments of `python` that train one of its sweeps, or what of it is missing."""
-    words = study.overrides(sweep, fast=fast)
+    words = study.overrides(sweep, size)
     there = out.relative_to(ROOT) if out.is_relative_to(ROOT) else out
     return ["-m", "src.run", "-m", *words, "tracking=none", f"output={there}", f"sweep={sweep}"]
 
 
-def train(study: Study, out: Path, *, fast: bool) -> None:
+def train(study: Study, out: Path, size: Size) -> None:
     """Raises StudyFailed if a run of a sweep fails or is stopped."""
     for sweep in study.sweeps:
-        code = subprocess.run([sys.executable, *command(study, sweep, out, fast=fast)], cwd=ROOT).returncode
+        code = subprocess.run([sys.executable, *command(study, sweep, out, size)], cwd=ROOT).returncode
         if code:
             raise StudyFailed(f"{study.name}: the sweep {sweep} ended with exit code {code}; the same command goes on")
 
@@ -50,42 +50,44 @@ def loaded(study: Study, out: Path) -> Sweeps:
     return sweeps
 
 
-def judge(study: Study, out: Path, *, fast: bool) -> tuple[Sequence[Verdict], Sweeps, Frames]:
+def judge(study: Study, out: Path, size: Size) -> tuple[Sequence[Verdict], Sweeps, Frames]:
     """From what lies in `out`; what a study computes is computed anew."""
     sweeps = loaded(study, out)
-    frames = study.measure(sweeps, fast)
+    frames = study.measure(sweeps, size == "fast")
     return study.check(frames), sweeps, frames
 
 
-def run(study: Study, out: Path, *, fast: bool) -> dict[str, Any]:
+def run(study: Study, out: Path, size: Size) -> dict[str, Any]:
     """Train what is missing, judge, draw; verdict.json and figures/ go to `out`, which is made. Gives verdict.json."""
     started, resumed = time.monotonic(), any((out / sweep).exists() for sweep in study.sweeps)
-    train(study, out, fast=fast)
-    verdicts, sweeps, frames = judge(study, out, fast=fast)
+    train(study, out, size)
+    verdicts, sweeps, frames = judge(study, out, size)
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    for name, draw in study.figures(sweeps, frames).items():
+    drawings = study.figures(sweeps, frames)
+    for name, draw in drawings.items():
         style.save(draw(), out / "figures" / name)
     content = {
         "format": FORMAT,
         "study": study.name,
-        "fast": fast,
+        "size": size,
         "verdicts": [asdict(verdict) for verdict in verdicts],
+        "figures": list(drawings),
         "runs": sum(len(sweep.runs) for sweep in sweeps.values()),
         "seconds": round(time.monotonic() - started, 1),
         "resumed": resumed,
-        "command": f"python -m experiments run {study.name}{' --fast' if fast else ''}",
-        "sweeps": {name: shlex.join(["python", *command(study, name, out, fast=fast)]) for name in study.sweeps},
+        "command": f"python -m experiments run {study.name}{'' if size == 'full' else f' --{size}'}",
+        "sweeps": {name: shlex.join(["python", *command(study, name, out, size)]) for name in study.sweeps},
         "provenance": provenance(),
     }
     write_json(out / "verdict.json", content)
     return content
 
 
-def changed(study: Study, outcomes: Mapping[str, str]) -> list[str]:
-    """One line for each claim whose outcome is not the one that was kept."""
+def changed(study: Study, outcomes: Mapping[str, str], size: Size) -> list[str]:
+    """One line for each claim whose outcome is not the one that was kept, though this size of run should find it."""
     kept = {verdict["claim"]: verdict["outcome"] for verdict in (study.stored or {"verdicts": []})["verdicts"]}
     return [
         f"{study.name}: {claim} {outcome}; kept is: {kept.get(claim, 'nothing')}"
         for claim, outcome in outcomes.items()
-        if kept.get(claim) != outcome
+        if kept.get(claim) != outcome and not (size == "fast" and study.claims[claim].full_only)
     ]

@@ -30,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 STUDIES = Path(__file__).parent
 
 Outcome = Literal["holds", "holds under conditions", "refuted"]
+Size = Literal["full", "fast", "gpu"]
 Frames = Mapping[str, pd.DataFrame]
 Sweeps = Mapping[str, Sweep]
 Drawings = Mapping[str, "Callable[[], Figure]"]
@@ -57,16 +58,21 @@ class Verdict:
 
 
 class Claim(BaseModel):
-    """says: only of a claim that is not among those of the source notes, which `experiments.claims` words."""
+    """says: only of a claim that is not among those of the source notes, which `experiments.claims` words.
+    full_only: a fast run is too small to come to the same verdict, and is not asked to.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     holds_if: str
     refuted_if: str
     says: str | None = None
+    full_only: bool = False
 
 
 class Study(BaseModel):
-    """study.yaml. minutes: on two cores, at full and at `--fast` size. fast: overrides that replace a sweep's own."""
+    """study.yaml. minutes: on two cores, at full and at `--fast` size. fast, gpu: overrides that replace a sweep's own
+    with `--fast` or `--gpu`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
@@ -75,10 +81,12 @@ class Study(BaseModel):
     claims: dict[str, Claim]
     sweeps: dict[str, str] = {}
     fast: dict[str, str] = {}
+    gpu: dict[str, str] = {}
 
-    def overrides(self, sweep: str, *, fast: bool) -> list[str]:
+    def overrides(self, sweep: str, size: Size) -> list[str]:
         """Of one sweep, in the words of the command line."""
-        words = [*self.sweeps[sweep].split(), *(self.fast.get(sweep, "").split() if fast else ())]
+        own = {"full": {}, "fast": self.fast, "gpu": self.gpu}[size].get(sweep, "")
+        words = [*self.sweeps[sweep].split(), *own.split()]
         return list({word.partition("=")[0]: word for word in words}.values())
 
     @property

@@ -33,7 +33,7 @@ RUN_TIME = ("pairs", "params", "step", "total", "tokenizer")
 # Parameters of data and model that cannot change a result, and those that do not at the value they have had all along:
 # runs made before a parameter existed keep their identity.
 NO_EFFECT = {"streaming", "num_proc"}
-UNSET = {"subset": None, "holdout": 0.0, "trust_remote_code": False}
+UNSET = {"subset": None, "holdout": 0.0, "trust_remote_code": False, "best_worst": False}
 
 
 @dataclass(frozen=True)

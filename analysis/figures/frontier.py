@@ -27,6 +27,7 @@ from analysis.sweep import as_dicts, census, with_columns
 EXACT: dict[str, Any] = {"color": "black", "linewidth": 0.8, "linestyle": (0, (4, 2.5))}
 BETAS = np.geomspace(1e-3, 1e3, 400)
 MOST_RUNS = 24  # of a panel, one line each
+FAR = 5.0  # nats; at the bend of an axis of two kinds the frontier would not look concave
 Path = tuple[gold.Array, gold.Array]  # KL [T] nats, reward [T]
 
 
@@ -129,12 +130,11 @@ def _trajectory(ax: Axes, path: Path, look: Look) -> None:
 
 def _kl_axis(ax: Axes, right: float) -> None:
     """Linear, or where runs went far linear to 1 nat and logarithmic beyond: most reward is had at little KL."""
-    ax.xaxis.set_major_formatter(FuncFormatter(d.plain))
-    ax.set_xlim(-0.03 * min(right, 3.0), right)
-    if right < 3.0:
-        return
-    ax.set_xscale("symlog", **symlog.SCALE)
-    ax.set_xlim(-0.1, right)
-    decades: Sequence[float] = [0.0, *(10.0**n for n in range(6) if 10.0**n <= right)]
-    ax.xaxis.set_major_locator(FixedLocator(decades))
-    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlim(-0.03 * min(right, FAR), right)
+    if right >= FAR:
+        ax.set_xscale("symlog", **symlog.SCALE)
+        ax.set_xlim(-0.1, right)
+        decades: Sequence[float] = [0.0, *(10.0**n for n in range(6) if 10.0**n <= right)]
+        ax.xaxis.set_major_locator(FixedLocator(decades))
+        ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(d.plain))  # last: a scale sets its own

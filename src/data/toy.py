@@ -68,16 +68,20 @@ def ranked(
     rankings: Annotated[int, Ge(1)],
     spread: Annotated[float, Ge(0)],
     seed: int,
+    best_worst: bool = False,
 ) -> PairData:
     """Rankings of K responses drawn from known utilities: Plackett-Luce, that is utility plus Gumbel noise, sorted.
 
     Response k of every prompt has utility `spread` times a standard normal number; each prompt is ranked `rankings`
-    times. The scores of the data are the true utilities.
+    times. The scores of the data are the true utilities. With `best_worst` only the first and the last of each of these
+    rankings are kept, as a pair.
     """
     generator = np.random.default_rng(seed)
     utility = spread * generator.standard_normal((prompts, responses))
     noisy = utility[:, None, :] + generator.gumbel(size=(prompts, rankings, responses))
     order = np.argsort(-noisy, axis=-1)
+    if best_worst:
+        order = order[..., [0, -1]]
     rows = [((x,), *((int(k),) for k in row)) for x in range(prompts) for row in order[x]]
     scores = tuple(tuple(float(utility[x, k]) for k in row) for x in range(prompts) for row in order[x])
     return keep_usable(rows, "data=ranked", candidates=tuple((k,) for k in range(responses)), scores=scores)

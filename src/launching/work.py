@@ -214,9 +214,8 @@ class _Stack:
             return self._end([Outcome("interrupted", reason="stopped by a signal")] * len(configs))
         except Exception as error:  # whatever went wrong belongs to these runs; the sweep goes on and reports it
             reason = f"{type(error).__name__}: {one_line(error)}"
-            if (
-                distributed.size() > 1
-            ):  # the other processes are somewhere in the middle; torchrun ends them with this one
+            # The other processes are somewhere in the middle; torchrun ends them with this one.
+            if distributed.size() > 1:
                 self._end([Outcome("failed", reason=reason)] * len(configs), traceback=traceback.format_exc())
                 raise
             if not _out_of_memory(error) or len(configs) == 1:

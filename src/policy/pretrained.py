@@ -258,14 +258,15 @@ def _load_model(spec: Pretrained, dtype: torch.dtype) -> Any:
 
     transformers.utils.logging.disable_progress_bar()  # a sweep has a display of its own
     options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
-    if spec.source()["gguf_file"] is not None:
+    gguf = spec.source()["gguf_file"] is not None
+    if gguf:
         from transformers import modeling_gguf_pytorch_utils as reader
 
         reader.tqdm = transformers.utils.logging.tqdm  # this bar alone does not ask whether bars are wanted
-    if spec.source()["gguf_file"] is not None and hasattr(transformers, "GgufConfig"):
-        # Otherwise the weights stay quantised, and cannot be trained, wherever the package `kernels` is installed.
-        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    if spec.source()["gguf_file"] is None:
+        if hasattr(transformers, "GgufConfig"):
+            # Otherwise the weights stay quantised, and cannot be trained, wherever the package `kernels` is installed.
+            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    else:
         options["use_safetensors"] = True  # the other format is pickle, which can run anything
     model, info = _from_pretrained(transformers.AutoModelForCausalLM, spec, **options)
     absent = sorted(str(key) for key in (*info["missing_keys"], *info["mismatched_keys"]))
@@ -274,7 +275,7 @@ def _load_model(spec: Pretrained, dtype: torch.dtype) -> Any:
         raise BadInput(f"model.path={spec.path!r} lacks weights of {type(model).__name__}: {names}")
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
-        if spec.source()["gguf_file"] is None:
+        if not gguf:
             raise BadInput(f"model.path={spec.path!r} holds quantised weights, which cannot be trained")
         quantizer.remove_quantization_config(model)  # it is dequantised; save_pretrained would still refuse it
     return model

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from analysis import gold, load
 from analysis.figures import action_probs, frontier
 from analysis.figures import draw as d
+from src.data.toy import gold as gold_data
 from src.data.toy import ranked, synthetic
 from src.theory import bandit
 
@@ -172,3 +173,61 @@ def test_one_table_for_all_prompts_is_worth_the_mean_of_their_rewards() -> None:
            "data.spread": 1.0, "data.seed": 1}  # fmt: skip
     each, shared = gold.of_run(row, tables=2), gold.of_run(row, tables=1)
     assert shared.reward[0] == pytest.approx(each.reward.mean(0))
+
+
+GOLD_RUN = {
+    "model.name": "tabular", "model.actions": 9, "data.name": "gold", "data.response_tokens": "[1, 1]",
+    "data.vocabulary": 8, "data.spread": 2.0, "data.seed": 7,
+}  # fmt: skip
+
+
+def test_what_tokens_are_worth_is_what_the_gold_data_were_scored_by() -> None:
+    drawn = gold_data(
+        prompts=3, held_out=0, comparisons=20, vocabulary=8, prompt_tokens=2, response_tokens=[1, 1], spread=2.0,
+        labels="sampled", seed=7,
+    )  # fmt: skip
+    own = gold.of_run(GOLD_RUN, tables=3)  # a table for each prompt: a token is worth the same after each
+    for scores, responses in zip(drawn.scores, drawn.responses, strict=True):
+        assert scores == pytest.approx([own.reward[0, k] for (k,) in responses])
+    assert (own.reward[1, :8] == own.reward[0, :8]).all() and np.isnan(own.reward[:, 8]).all()
+
+
+def test_responses_of_several_tokens_have_no_table_of_rewards() -> None:
+    with pytest.raises(gold.NoGoldReward, match="several tokens"):
+        gold.of_run(GOLD_RUN | {"data.response_tokens": "[1, 4]"}, tables=1)
+
+
+def test_the_most_reward_at_a_kl_is_that_of_the_policy_on_the_frontier_which_has_it() -> None:
+    rng = np.random.default_rng(3)
+    own = problem(rng.standard_normal(6), rng.dirichlet(np.ones(6)))
+    reward, kl = gold.frontier(own, np.geomspace(0.02, 1e4, 60))
+    assert gold.most_reward(own, kl) == pytest.approx(reward, abs=1e-9)
+    all_kl = float(-own.log_ref[0, own.reward[0].argmax()])  # of the policy that always gives the best action
+    (everything,) = gold.most_reward(own, [all_kl])
+    assert everything == pytest.approx(own.reward.max(), abs=1e-5)
+    (nothing,) = gold.most_reward(own, [0.0])
+    assert nothing == pytest.approx(float(gold.reward_and_kl(own.log_ref[None], own)[0][0]), abs=1e-6)
+
+
+def test_no_policy_has_more_reward_than_the_most_at_its_kl() -> None:
+    rng = np.random.default_rng(4)
+    own = problem(rng.standard_normal(6), rng.dirichlet(np.ones(6)))
+    log_pi = np.log(rng.dirichlet(np.full(6, 0.5), 2000))[:, None]
+    reward, kl = gold.reward_and_kl(log_pi, own)
+    assert (gold.most_reward(own, kl) - reward).min() > -1e-12
+
+
+def test_the_most_reward_is_refused_where_some_rewards_are_not_known() -> None:
+    with pytest.raises(ValueError, match="one table"):
+        gold.most_reward(problem([1.0, np.nan], [0.5, 0.5]), [0.1])
+
+
+@pytest.mark.parametrize(
+    ("right", "scale", "first"), [(3.5, "linear", ["0", "1", "2", "3"]), (50.0, "symlog", ["0", "1", "10"])]
+)
+def test_the_axis_of_kl_is_linear_unless_runs_went_far(right: float, scale: str, first: list[str]) -> None:
+    ax = Figure().add_subplot()
+    frontier._kl_axis(ax, right)
+    assert ax.get_xscale() == scale and ax.get_xlim()[1] == right
+    labels = {text.get_text() for text in ax.get_xticklabels()}
+    assert labels >= {*first}

@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 
 from experiments.bradley_terry import check as bradley_terry
+from experiments.finite_data import check as finite_data
 from experiments.growth_laws import check as growth_laws
 from experiments.kl_estimators import check as kl_estimators
+from experiments.notebook_dpo_ipo import check as notebook
 from experiments.softplus import check as softplus
 
 CONDITIONS = "holds under conditions"
@@ -139,3 +141,89 @@ def growth_frames(sgd=1.0, distance=0.0, c=0.1, adaptive=1e-3, linear=0.0, ipo=0
 )
 def test_growth_laws(frames, expected):
     assert outcomes(growth_laws.check(frames)).items() >= expected.items()
+
+
+def finite_data_frames(ns=(1, 2, 50), certain_collapse=True, mixed_collapse=False, share=finite_data.exact):
+    rows = [
+        {"loss": loss, "beta": beta, "p_star": 0.8, "n": n, "seed": seed,
+         "certain": (certain := seed < round(40 * share(0.8, n))),
+         "collapsed": loss == "dpo" and (certain_collapse if certain else mixed_collapse), "u": 0.0}
+        for loss in ("dpo", "ipo")
+        for beta in (0.1, 1.0)
+        for n in ns
+        for seed in range(40)
+    ]  # fmt: skip
+    return {"runs": pd.DataFrame(rows)}
+
+
+@pytest.mark.parametrize(
+    ("frames", "expected"),
+    [
+        (finite_data_frames(ns=(1, 2)), "holds"),
+        (finite_data_frames(), CONDITIONS),
+        (finite_data_frames(certain_collapse=False), "refuted"),
+        (finite_data_frames(mixed_collapse=True), "refuted"),
+        (finite_data_frames(share=lambda p, n: 0.5), "refuted"),
+    ],
+)
+def test_finite_data(frames, expected):
+    assert outcomes(finite_data.check(frames)) == {"C7": expected}
+
+
+def notebook_runs(**changes):
+    """One row a run, as the claims would have it, but for `changes`: sweep -> columns."""
+    rows = []
+    sound = {"rises": 0, "stable": True, "u_start": 0.0, "u": 5.0, "h": 10.0, "b": -9.0, "log_rejected": -20.0,
+             "last_token": -8.0, "fall": -1.0, "optimizer": "sgd"}  # fmt: skip
+    for seed in (1, 2):
+        for sweep in ("long_dpo", "table_dpo", "notes_dpo"):
+            for beta in (0.1, 0.5):
+                rows.append(sound | {"sweep": sweep, "loss": "dpo", "beta": beta, "lr": 0.1, "seed": seed})
+        for sweep, tokens in (("long_ipo", 1), ("notes_ipo", 4)):
+            for beta in (0.1, 0.5):
+                stopped = {"h": tokens / (2 * beta), "log_rejected": -20 + 10 * beta, "fall": 0.0}
+                rows.append(sound | stopped | {"sweep": sweep, "loss": "ipo", "beta": beta, "lr": 1e-4, "seed": seed})
+        for form in ("", "_notes"):
+            for loss, optimizer, largest in (("dpo", "sgd", 1), ("ipo", "sgd", 0.01), ("ipo", "adam", 0.1)):
+                for beta in (0.1, 0.5):
+                    for lr in (0.001, 0.01, 0.1, 1.0):
+                        setting = {"sweep": f"rates_{optimizer}{form}", "loss": loss, "optimizer": optimizer}
+                        setting |= {"beta": beta, "lr": lr, "seed": seed, "stable": lr <= largest}
+                        rows.append(sound | setting)
+    runs = pd.DataFrame(rows)
+    for sweep, columns in changes.items():
+        for column, value in columns.items():
+            runs.loc[runs["sweep"] == sweep, column] = value
+    return runs
+
+
+def notebook_frames(kl=lambda loss, step, beta: 1 / beta, **changes):
+    table = [
+        {"loss": loss, "step": step, "beta": beta, "kl": kl(loss, step, beta)}
+        for loss in ("dpo", "ipo")
+        for step in notebook.TIMES
+        for beta in (0.1, 0.5, 1.0)
+    ]
+    return {"runs": notebook_runs(**changes), "kl": pd.DataFrame(table)}
+
+
+@pytest.mark.parametrize(
+    ("frames", "expected"),
+    [
+        (notebook_frames(), dict.fromkeys(("C3", "C4", "C5", "C11", "C12"), "holds")),
+        (notebook_frames(long_dpo={"fall": 0.0}), {"C3": CONDITIONS}),
+        (notebook_frames(long_dpo={"fall": 0.0}, table_dpo={"b": -1.0}), {"C3": "refuted"}),
+        (notebook_frames(notes_ipo={"h": 0.1}), {"C4": CONDITIONS}),
+        (notebook_frames(long_ipo={"h": 0.1}), {"C4": "refuted"}),
+        (notebook_frames(long_ipo={"log_rejected": -20.0}), {"C4": "refuted"}),
+        (notebook_frames(rates_sgd={"stable": True}), {"C5": CONDITIONS}),
+        (notebook_frames(rates_sgd={"stable": True}, rates_sgd_notes={"stable": True}), {"C5": "refuted"}),
+        (notebook_frames(rates_adam={"stable": True}), {"C5": "refuted"}),
+        (notebook_frames(notes_dpo={"rises": 1}), {"C11": "refuted"}),
+        (notebook_frames(notes_dpo={"u": -1.0}), {"C11": "refuted"}),
+        (notebook_frames(kl=lambda loss, step, beta: beta if step < 100 else 1 / beta), {"C12": CONDITIONS}),
+        (notebook_frames(kl=lambda loss, step, beta: beta), {"C12": "refuted"}),
+    ],
+)
+def test_notebook_dpo_ipo(frames, expected):
+    assert outcomes(notebook.check(frames)).items() >= expected.items()

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from experiments import claims, running
 from experiments.__main__ import main
@@ -31,14 +32,26 @@ def test_every_study_is_listed_with_its_verdicts(capsys):
         assert all(claim in out for claim in read(name).claims)
 
 
+def values_of(word):
+    """The values an override asks for, as Hydra reads them: a comma may also stand within one."""
+    override = OverridesParser.create().parse_override(word)
+    if override.is_sweep_override():
+        return [*override.sweep_string_iterator()]
+    return [word.partition("=")[2]]
+
+
+def test_a_list_is_one_value_and_a_range_is_many():
+    assert values_of("data.rows=[[[0],[1],[2]]],[[[0],[2],[1]]]") == ["[[[0],[1],[2]]]", "[[[0],[2],[1]]]"]
+    assert values_of("seed=range(3)") == ["0", "1", "2"] and values_of("data.x=[1,2]") == ["[1,2]"]
+
+
 @pytest.mark.parametrize(("name", "sweep"), SWEEPS)
-@pytest.mark.parametrize("fast", [False, True], ids=["full", "fast"])
-def test_the_sweeps_of_a_study_are_sound_configurations(convert, name, sweep, fast):
-    words = [word.partition("=") for word in read(name).overrides(sweep, fast=fast)]
+@pytest.mark.parametrize("size", ["full", "fast", "gpu"])
+def test_the_sweeps_of_a_study_are_sound_configurations(convert, name, sweep, size):
+    values = {word.partition("=")[0]: values_of(word) for word in read(name).overrides(sweep, size)}
     for end in (0, -1):  # of every list of values the first and the last
-        cell = [f"{key}={value.split(',')[end]}" for key, _, value in words if not value.startswith("range(")]
-        run = convert(*cell)
-        assert run.loss.name in {key: value for key, _, value in words}["loss"]
+        run = convert(*(f"{key}={those[end]}" for key, those in values.items()))
+        assert run.loss.name in values["loss"]
 
 
 @pytest.mark.parametrize("name", names())
@@ -48,7 +61,7 @@ def test_a_study_says_what_would_refute_each_of_its_claims(name):
     for claim, content in study.claims.items():
         assert content.holds_if.endswith(".") and content.refuted_if.endswith(".")
         assert (claim in claims.CLAIMS) == (content.says is None)
-    assert set(study.fast) <= set(study.sweeps)
+    assert set(study.fast) | set(study.gpu) <= set(study.sweeps)
 
 
 def test_the_page_of_claims_is_that_of_the_kept_verdicts():
@@ -64,7 +77,7 @@ def test_the_page_says_so_where_a_claim_has_no_study_yet():
 @pytest.mark.parametrize("name", names())
 def test_kept_verdicts_are_of_a_full_run_and_on_the_claims_of_the_study(name):
     study = read(name)
-    assert study.stored is not None and not study.stored["fast"]
+    assert study.stored is not None and study.stored["size"] == "full"
     assert [verdict["claim"] for verdict in study.stored["verdicts"]] == list(study.claims)
 
 
@@ -72,7 +85,7 @@ def test_kept_verdicts_are_of_a_full_run_and_on_the_claims_of_the_study(name):
 def test_a_kept_verdict_still_holds(name):
     study = read(name)
     verdicts = study.check(study.measure({}, True))
-    assert running.changed(study, {verdict.claim: verdict.outcome for verdict in verdicts}) == []
+    assert running.changed(study, {verdict.claim: verdict.outcome for verdict in verdicts}, "fast") == []
 
 
 @pytest.mark.slow
@@ -89,7 +102,7 @@ def test_a_study_from_computation_to_verdict_and_figures(tmp_path: Path, capsys)
     page = claims.PAGE.read_bytes()
     assert main(["run", "kl_estimators", "--fast", "--out", str(tmp_path)]) == 0
     content = json.loads((tmp_path / "kl_estimators" / "verdict.json").read_text())
-    assert content["fast"] and {v["claim"] for v in content["verdicts"]} == {"C8", "C9"}
+    assert content["size"] == "fast" and {v["claim"] for v in content["verdicts"]} == {"C8", "C9"}
     assert sorted(file.name for file in (tmp_path / "kl_estimators" / "figures").iterdir()) == [
         "moments.pdf", "moments.png"
     ]  # fmt: skip
@@ -100,7 +113,14 @@ def test_a_study_from_computation_to_verdict_and_figures(tmp_path: Path, capsys)
 
 def test_check_fails_where_a_verdict_is_not_the_one_that_was_kept():
     study = read("kl_estimators")
-    assert running.changed(study, {"C8": "holds"}) == ["kl_estimators: C8 holds; kept is: refuted"]
+    assert running.changed(study, {"C8": "holds"}, "fast") == ["kl_estimators: C8 holds; kept is: refuted"]
+
+
+def test_a_claim_that_only_a_full_run_can_judge_is_compared_with_full_runs_only():
+    study = read("kl_estimators")
+    full_only = study.model_copy(update={"claims": {"C8": study.claims["C8"].model_copy(update={"full_only": True})}})
+    assert running.changed(full_only, {"C8": "holds"}, "fast") == []
+    assert running.changed(full_only, {"C8": "holds"}, "full") != []
 
 
 def test_a_study_whose_sweep_was_not_run_is_not_judged(tmp_path, capsys):
