@@ -23,7 +23,7 @@ def times(runs: pd.DataFrame) -> Figure:
     seeds = runs["seed"].nunique()
     note = (
         f"Toy Llama, SGD, losses of the margin, three betas, {runs['lr'].nunique()} rates, {seeds} "
-        f"{'seeds' if seeds > 1 else 'seed'}; a point is a run. Collapse: βh > 4.6, or pi(rejected) below a hundredth "
+        f"{'seeds' if seeds > 1 else 'seed'}; a point is a run. Collapse: βh > 4.6, or π(rejected) below a hundredth "
         "of the reference's. Prediction: dh/dt = −lr K dL/dh, K from the first gradient."
     )
     label = "predicted update of collapse (log scale)"

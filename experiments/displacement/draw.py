@@ -38,7 +38,7 @@ def features(rows: pd.DataFrame) -> Figure:
         "softmax(W h) over chosen, rejected and one more token, from a uniform start; W and h trained by gradient "
         "descent. No seed: nothing is random."
     )
-    panels = [Panel("pi(chosen)", 38.0), Panel("loss / its start", 22.0)]
+    panels = [Panel("π(chosen)", 38.0), Panel("loss / its start", 22.0)]
     with sheet([""], "update", panels, [keys], note) as on:
         for i, (loss, beta, _) in enumerate(settings):
             own = rows[(rows["loss"] == loss) & (rows["beta"] == beta)]
