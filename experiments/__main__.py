@@ -1,7 +1,6 @@
 """`python -m experiments ls|run|check|all`: studies, from the sweep to the verdict."""
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,9 +53,8 @@ def _run(study: Study, out: Path, size: Size) -> list[str]:
     if size != "full":
         return running.changed(study, {verdict["claim"]: verdict["outcome"] for verdict in content["verdicts"]}, size)
     write_json(study.folder / "verdict.json", content)
-    claims.IMAGES.mkdir(parents=True, exist_ok=True)
     for name in content["figures"]:
-        shutil.copyfile(out / "figures" / f"{name}.png", claims.image(study, name))
+        claims.keep_figure(study, name, out / "figures" / f"{name}.png")
     claims.write()
     return []
 

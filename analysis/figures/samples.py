@@ -14,7 +14,7 @@ from analysis.figures.style import MM, PAGE, PAGE_HEIGHT, RC
 from analysis.sweep import census
 
 COLUMNS = {"run": 2.0, "step": 40.0, "k1": 49.0, "k3": 61.0, "answer": 73.0}  # name -> left edge in mm
-WIDTHS = {"run": 26, "answer": 86, "prompt": 130}  # characters a line
+WIDTHS = {"run": 26, "answer": 76, "prompt": 130}  # characters a line
 MOST_LINES = 4  # of an answer
 LINE, SIZE = 2.8, 6.5  # mm, points
 

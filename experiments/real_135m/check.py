@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from analysis import beside_history
-from analysis.figures import held_out, reward_histograms, samples
+from analysis.figures import held_out, reward_histograms
 from analysis.figures.looks import NAMES
 from analysis.statistics import mean_interval
 from experiments.study import Drawings, Frames, Number, Outcome, Sweeps, Verdict
@@ -136,5 +136,4 @@ def figures(sweeps: Sweeps, frames: Frames) -> Drawings:
     return {
         "held_out": lambda: held_out.draw(main.runs, beside_history.evaluations(main).rows),
         "reward_histograms": lambda: reward_histograms.draw(main.runs, beside_history.probes(main).rows),
-        "samples": lambda: samples.draw(main.runs, beside_history.samples(main).rows),
     }
