@@ -88,7 +88,7 @@ def _overview(claims: Mapping[str, str], found: Mapping[str, Any]) -> str:
     lines = ["| | claim | verdict |", "|---|---|---|"]
     for claim, says in claims.items():
         outcomes = "; ".join(f"**{verdict['outcome']}**" for _, _, verdict in found.get(claim, []))
-        lines.append(f"| [{claim}](#{claim.lower()}) | {says} | {outcomes or 'no study yet'} |")
+        lines.append(f"| [{claim}](#{claim.lower()}) | {_cell(says)} | {outcomes or 'no study yet'} |")
     return "\n".join(lines)
 
 
@@ -114,5 +114,10 @@ def _table(numbers: Iterable[Mapping[str, Any]]) -> str:
     for number in numbers:
         interval = "" if number["low"] is None else f"{number['low']:.4g} to {number['high']:.4g}"
         expected = "" if number["expected"] is None else f"{number['expected']:.4g}"
-        lines.append(f"| {number['quantity']} | {number['measured']:.4g} | {interval} | {expected} |")
+        lines.append(f"| {_cell(number['quantity'])} | {number['measured']:.4g} | {interval} | {expected} |")
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """A bar would end the cell."""
+    return text.replace("|", r"\|")

@@ -1,6 +1,7 @@
 """Studies: that each can be run, that its check can fail, and that docs/claims.md says what was found."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,19 @@ def test_the_page_says_so_where_a_claim_has_no_study_yet():
     text = claims.page([])
     assert all(f"## {claim}\n" in text for claim in claims.CLAIMS)
     assert text.count("No study yet.") == len(claims.CLAIMS) == 19
+
+
+def test_every_row_of_its_tables_has_as_many_cells_as_its_head():
+    width = 0
+    for line in claims.PAGE.read_text().splitlines():
+        cells = len(re.split(r"(?<!\\)\|", line)) if line.startswith("|") else 0
+        assert not (width and cells) or cells == width, line
+        width = cells
+
+
+def test_every_figure_it_shows_is_there():
+    shown = set(re.findall(r"!\[.*\]\((.*)\)", claims.PAGE.read_text()))
+    assert {(claims.PAGE.parent / path).resolve() for path in shown} == {*claims.IMAGES.glob("*.png")}
 
 
 @pytest.mark.parametrize("name", names())
