@@ -20,8 +20,7 @@ def test_16_updates_of_smollm2_are_trls():
         spec = smollm2("package")
     except BadInput as error:
         pytest.skip(str(error))
-    # One thread, for both sides: two would wait for each other beside the tests of another process.
-    here = ours([*overrides(PAIRS, BATCH, LR, MAX_LENGTH), "compute.threads=1"])
+    here = ours(overrides(PAIRS, BATCH, LR, MAX_LENGTH))
     data = hh_rlhf(path=str(REAL_PAIRS), limit=PAIRS, max_length=MAX_LENGTH, tokenizer=spec.tokenizer())
     there = trl(_load_model(spec, torch.float32), spec.tokenizer(), data, BATCH, LR)
     assert len(here.logged) == len(there.logged) == PAIRS // BATCH
