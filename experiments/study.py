@@ -11,16 +11,19 @@ The full run's verdict is kept beside them, in verdict.json, and docs/claims.md 
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict
 
+from analysis.statistics import mean_interval
 from analysis.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -45,6 +48,17 @@ class Number:
     low: float | None = None
     high: float | None = None
     expected: float | None = None
+
+    @classmethod
+    def mean(cls, quantity: str, values: Any, expected: float | None = None) -> "Number":
+        """Of values over seeds, or what else is the unit, with its bootstrapped interval; none where that is undefined,
+        as of one value.
+        """
+        seen = np.asarray(values, dtype=np.float64)
+        low, high = mean_interval(seen)
+        if math.isnan(low):
+            return cls(quantity, float(seen.mean()), expected=expected)
+        return cls(quantity, float(seen.mean()), low, high, expected)
 
 
 @dataclass(frozen=True)

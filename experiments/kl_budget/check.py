@@ -15,7 +15,6 @@ from analysis import beside_history, collapse
 from analysis.figures import draw as d
 from analysis.figures.looks import NAMES, of_losses, shade
 from analysis.figures.sheet import Panel, sheet
-from analysis.statistics import mean_interval
 from analysis.sweep import Sweep
 from experiments.study import Drawings, Frames, Number, Sweeps, Verdict
 from src.theory.bandit import kl_reward_frontier
@@ -100,16 +99,16 @@ def check(frames: Frames) -> list[Verdict]:
             f"{MODELS[str(model)]}, {NAMES[str(loss)]}, beta {beta:g}, spread {spread:g}, {comparisons:,} comparisons"
         )
         optimum = float(own["optimum"].mean()) if loss == "dpo" and model == "table" else None
-        numbers.append(_over_seeds(f"KL when the margin stops rising, {what} (nats a response)", own["kl"], optimum))
+        numbers.append(Number.mean(f"KL when the margin stops rising, {what} (nats a response)", own["kl"], optimum))
         if model == "llama":
-            numbers.append(_over_seeds(f"the same, nats a token, {what}", own["kl"] / own["tokens"]))
+            numbers.append(Number.mean(f"the same, nats a token, {what}", own["kl"] / own["tokens"]))
         if beta == BETA:
             within[what] = bool((own["kl_most"] <= BUDGET).all())
     at = healthy[healthy["beta"] == BETA]
     share = (at["kl_most"] <= BUDGET).groupby(at["seed"]).mean()
-    numbers.append(_over_seeds(f"share of healthy runs at beta {BETA:g} within {BUDGET:g} nats", share, 1.0))
+    numbers.append(Number.mean(f"share of healthy runs at beta {BETA:g} within {BUDGET:g} nats", share, 1.0))
     per_token = (at["kl_most"] / at["tokens"] <= BUDGET).groupby(at["seed"]).mean()
-    numbers.append(_over_seeds(f"share of them within {BUDGET:g} nats a token", per_token))
+    numbers.append(Number.mean(f"share of them within {BUDGET:g} nats a token", per_token))
     unmarked = at[at["label"] == "none"]
     numbers.append(Number("share of them without displacement", len(unmarked) / len(at)))
     if len(unmarked):
@@ -140,15 +139,6 @@ def check(frames: Frames) -> list[Verdict]:
 
 def share_of(those: "pd.Series[bool]") -> str:
     return f"{those.mean():.0%}"
-
-
-def _over_seeds(quantity: str, values: "pd.Series[Any]", expected: float | None = None) -> Number:
-    """No interval where there is one seed."""
-    seen = np.asarray(values, dtype=np.float64)
-    low, high = mean_interval(seen)
-    if math.isnan(low):
-        return Number(quantity, float(seen.mean()), expected=expected)
-    return Number(quantity, float(seen.mean()), low, high, expected)
 
 
 def figures(sweeps: Sweeps, frames: Frames) -> Drawings:

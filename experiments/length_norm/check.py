@@ -130,7 +130,7 @@ def check(frames: Frames) -> list[Verdict]:
                 continue
             for name, end in ((summed, "_s"), (normalised, "_n")):
                 share = both[f"by_length{end}"] / both[f"variance{end}"]
-                numbers.append(_mean(f"share of the variance by length, {NAMES[name]}, at {level:g}", share))
+                numbers.append(Number.mean(f"share of the variance by length, {NAMES[name]}, at {level:g}", share))
             for quantity in ("by_length", "variance"):
                 above, below = (both[f"{quantity}{end}"].to_numpy() for end in ("_n", "_s"))
                 ratio, low, high = ratio_of_means(above, below)
@@ -142,7 +142,7 @@ def check(frames: Frames) -> list[Verdict]:
         beta = float(own["beta"].iloc[0])
         expected = {"ipo": 0.0, "ipo_avg": 1 / (2 * beta)}.get(str(loss))
         what = f"margin a token of mean length at the end, {NAMES[str(loss)]}, beta {beta:g} (nats)"
-        numbers.append(_mean(what, own["slope"], expected))
+        numbers.append(Number.mean(what, own["slope"], expected))
     where, not_there = ([what for what, yes in smaller.items() if yes is wanted] for wanted in (True, False))
     middle = found[(found["level"] == LEVELS[1])].assign(share=found["by_length"] / found["variance"])
     shares = ", ".join(f"{NAMES[str(loss)]} {own.mean():.0%}" for loss, own in middle.groupby("loss")["share"])
@@ -163,15 +163,6 @@ def check(frames: Frames) -> list[Verdict]:
 
 def _by_seed(found: pd.DataFrame, loss: str, level: float) -> pd.DataFrame:
     return found[(found["loss"] == loss) & (found["level"] == level)].set_index("seed")[["variance", "by_length"]]
-
-
-def _mean(quantity: str, values: "pd.Series[Any]", expected: float | None = None) -> Number:
-    """No interval where there is one seed."""
-    seen = np.asarray(values, dtype=np.float64)
-    low, high = mean_interval(seen)
-    if math.isnan(low):
-        return Number(quantity, float(seen.mean()), expected=expected)
-    return Number(quantity, float(seen.mean()), low, high, expected)
 
 
 def figures(sweeps: Sweeps, frames: Frames) -> Drawings:

@@ -1,7 +1,6 @@
 """DPO and IPO on the pair of the source notes: what becomes of pi(rejected), at which rates, how far from the start."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -76,11 +75,11 @@ def _falls(runs: pd.DataFrame) -> Verdict:
         good = (own["b"] < -math.log(100)) & (own["fall"] < -0.1)
         fell[model] = bool(good.all())
         for beta, those in own.groupby("beta"):
-            numbers.append(_over_seeds(f"log pi(rejected)/ref at the end, {model}, beta {beta:g} (nats)", those["b"]))
-            numbers.append(_over_seeds(f"its change per log t, {model}, beta {beta:g} (nats)", those["fall"]))
+            numbers.append(Number.mean(f"log pi(rejected)/ref at the end, {model}, beta {beta:g} (nats)", those["b"]))
+            numbers.append(Number.mean(f"its change per log t, {model}, beta {beta:g} (nats)", those["fall"]))
     for (at, lr), those in runs[runs["sweep"] == "notes_dpo"].groupby(["beta", "lr"]):
         what = f"log pi(last rejected token) after the notes' 100 updates, beta {at:g}, lr {lr:g} (nats)"
-        numbers.append(_over_seeds(what, those["last_token"]))
+        numbers.append(Number.mean(what, those["last_token"]))
     said = (
         "Beta sets the speed, and not in one direction: early the margin grows like lr beta, late like (log t)/beta, "
         "so a larger beta is ahead at first and behind at last."
@@ -103,11 +102,11 @@ def _stops(runs: pd.DataFrame) -> Verdict:
         there[form] = bool(near.all() and still.all() and ordered.all())
         for beta, those in own.groupby("beta"):
             target = tokens / (2 * float(beta))  # type: ignore[arg-type]
-            numbers.append(_over_seeds(f"margin at the end, {form}, beta {beta:g} (nats)", those["h"], target))
+            numbers.append(Number.mean(f"margin at the end, {form}, beta {beta:g} (nats)", those["h"], target))
             numbers.append(
-                _over_seeds(f"log pi(rejected) at the end, {form}, beta {beta:g} (nats)", those["log_rejected"])
+                Number.mean(f"log pi(rejected) at the end, {form}, beta {beta:g} (nats)", those["log_rejected"])
             )
-            numbers.append(_over_seeds(f"change of b per log t, {form}, beta {beta:g} (nats)", those["fall"], 0.0))
+            numbers.append(Number.mean(f"change of b per log t, {form}, beta {beta:g} (nats)", those["fall"], 0.0))
     own = runs[runs["sweep"] == "long_ipo"]
     away = float((own["h"] * 2 * own["beta"] - 1).abs().max())
     said = f"In the published form every margin is within {away:.1e} of 1/(2 beta), relatively, at rest."
@@ -178,8 +177,8 @@ def _monotone(runs: pd.DataFrame) -> Verdict:
     for (beta, lr), own in runs[runs["sweep"] == "notes_dpo"].groupby(["beta", "lr"]):
         what, preferred = f"beta {beta:g}, lr {lr:g}", 1 / (1 + np.exp(-own["u"]))
         good[what] = bool(((own["rises"] == 0) & (preferred > 0.9) & (own["u"] > own["u_start"])).all())
-        numbers.append(_over_seeds(f"updates of 100 that raise the loss, {what}", own["rises"], 0.0))
-        numbers.append(_over_seeds(f"sigma(u) after 100 updates, {what}", preferred, 1.0))
+        numbers.append(Number.mean(f"updates of 100 that raise the loss, {what}", own["rises"], 0.0))
+        numbers.append(Number.mean(f"sigma(u) after 100 updates, {what}", preferred, 1.0))
     where = [what for what, yes in good.items() if yes]
     if len(where) == len(good):
         return Verdict("C11", "holds", "At all four settings, in every seed.", tuple(numbers))
@@ -217,15 +216,6 @@ def _closer(kl: pd.DataFrame) -> Verdict:
     )
     outcome: Outcome = "holds under conditions" if all(by_loss.values()) else "refuted"
     return Verdict("C12", outcome, finding, tuple(numbers))
-
-
-def _over_seeds(quantity: str, values: "Sequence[float] | pd.Series", expected: float | None = None) -> Number:
-    """Mean over seeds, with its bootstrapped interval; no interval where there is one seed, or all agree."""
-    seen = np.asarray(values, dtype=float)
-    low, high = mean_interval(seen)
-    if math.isnan(low):
-        return Number(quantity, float(seen.mean()), expected=expected)
-    return Number(quantity, float(seen.mean()), low, high, expected)
 
 
 def figures(sweeps: Sweeps, frames: Frames) -> Drawings:

@@ -3,17 +3,12 @@
 There is one seed: intervals are over pairs, and say nothing about another run.
 """
 
-import math
-from typing import Any
-
-import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
 from analysis import beside_history
 from analysis.figures import held_out, reward_histograms
 from analysis.figures.looks import NAMES
-from analysis.statistics import mean_interval
 from experiments.study import Drawings, Frames, Number, Outcome, Sweeps, Verdict
 
 COLUMNS = ("loss", "margin", "rewards/margins", "log_ratios/chosen", "log_ratios/rejected")
@@ -68,11 +63,13 @@ def _memory(trained: pd.DataFrame, others: pd.DataFrame) -> Verdict:
 def _displacement(others: pd.DataFrame, kl: pd.DataFrame) -> Verdict:
     numbers, below = [], {}
     for (loss, beta), own in others.groupby(["loss", "beta"], sort=False):
-        number = _mean(f"held-out log-ratio of chosen, {NAMES[str(loss)]}, beta {beta:g} (nats)", own["a"])
+        number = Number.mean(f"held-out log-ratio of chosen, {NAMES[str(loss)]}, beta {beta:g} (nats)", own["a"])
         below[str(loss), float(beta)] = number.high is not None and number.high < 0  # type: ignore[arg-type]
         numbers.append(number)
     for (loss, beta), answers in kl.groupby(["loss", "beta"], sort=False):
-        numbers.append(_mean(f"KL of sampled answers (k3), {NAMES[str(loss)]}, beta {beta:g} (nats)", answers["k3"]))
+        numbers.append(
+            Number.mean(f"KL of sampled answers (k3), {NAMES[str(loss)]}, beta {beta:g} (nats)", answers["k3"])
+        )
     so = {loss: [beta for (name, beta), yes in below.items() if name == loss and yes] for loss, _ in below}
     asked = {loss: sum(name == loss for name, _ in below) for loss in so}
     where = "; ".join(
@@ -89,7 +86,7 @@ def _target(trained: pd.DataFrame) -> Verdict:
     numbers, near = [], {}
     for beta, own in trained[trained["loss"] == "ipo"].groupby("beta"):
         target = 1 / (2 * float(beta))  # type: ignore[arg-type]
-        numbers.append(_mean(f"margin of trained pairs, IPO, beta {beta:g} (nats)", own["h"], target))
+        numbers.append(Number.mean(f"margin of trained pairs, IPO, beta {beta:g} (nats)", own["h"], target))
         near[beta] = abs(numbers[-1].measured / target - 1) <= 0.25
     means = ", ".join(f"{number.measured:.1f} ({number.expected:g})" for number in numbers)
     said = f"Mean margins of the trained pairs and, in brackets, 1/(2 beta): {means} nats."
@@ -101,7 +98,9 @@ def _length(trained: pd.DataFrame) -> Verdict:
     for beta, own in trained[trained["loss"] == "ipo_avg"].groupby("beta"):
         target = 1 / (2 * float(beta))  # type: ignore[arg-type]
         of_sums = trained[(trained["loss"] == "ipo") & (trained["beta"] == beta)]["h"].mean()
-        numbers.append(_mean(f"margin of trained pairs, {NAMES['ipo_avg']}, beta {beta:g} (nats)", own["h"], target))
+        numbers.append(
+            Number.mean(f"margin of trained pairs, {NAMES['ipo_avg']}, beta {beta:g} (nats)", own["h"], target)
+        )
         far.append(numbers[-1].measured > 2 * target)
         further.append(numbers[-1].measured > of_sums)
     means = ", ".join(f"{number.measured:.1f} ({number.expected:g})" for number in numbers)
@@ -120,15 +119,6 @@ def _share(quantity: str, pairs: pd.DataFrame, expected: float | None = None) ->
     positive = int((pairs["h"] > 0).sum())
     low, high = binomtest(positive, len(pairs)).proportion_ci(0.95)
     return Number(f"{quantity}, of {len(pairs)}", positive / len(pairs), low, high, expected)
-
-
-def _mean(quantity: str, values: Any, expected: float | None = None) -> Number:
-    """With its bootstrapped interval over pairs."""
-    seen = np.asarray(values, dtype=float)
-    low, high = mean_interval(seen)
-    if math.isnan(low):
-        return Number(quantity, float(seen.mean()), expected=expected)
-    return Number(quantity, float(seen.mean()), low, high, expected)
 
 
 def figures(sweeps: Sweeps, frames: Frames) -> Drawings:
