@@ -214,6 +214,12 @@ def mean_interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def t_interval(values: "pd.Series[float]", level: float = 0.95) -> tuple[float, float]:
+    """Student's interval of the mean over seeds; gaps are left out."""
+    half = float(stats.t.ppf((1 + level) / 2, values.count() - 1) * values.std() / math.sqrt(values.count()))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
 @lru_cache(maxsize=64)
 def _draws(n: int, resamples: int) -> npt.NDArray[np.float64]:
     """[resamples, n] the weight of each of n runs in the mean of each resample; the same each time."""

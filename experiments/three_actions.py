@@ -6,7 +6,6 @@ seeds. What the studies of their Figures 1 and 2 have in common: the data sets, 
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,19 +79,13 @@ def taus(runs: pd.DataFrame) -> str:
     return ", ".join(f"{tau:g}" for tau in sorted(runs["tau"].unique())) or "none"
 
 
-def over_seeds(quantity: str, values: "pd.Series[Any]", expected: float | None = None) -> Number:
-    """Mean over seeds with its bootstrapped interval."""
-    low, high = mean_interval(np.asarray(values, dtype=np.float64))
-    return Number(quantity, float(values.mean()), low, high, expected)
-
-
 def probabilities(runs: pd.DataFrame, data: str, loss: str, actions: Sequence[str] = ACTIONS) -> list[Number]:
     """Of actions at the end, tau by tau; beside those of IPO what its closed form says."""
     numbers = []
     for tau, own in runs[(runs["data"] == data) & (runs["loss"] == loss)].groupby("tau"):
         expected = dict(zip(ACTIONS, optimum(data, float(tau)), strict=True)) if loss == "ipo" else {}  # type: ignore[arg-type]
         numbers += [
-            over_seeds(
+            Number.mean(
                 f"pi({action}) over the last tenth, {NAMES[loss]}, {data}, tau {tau:g}",
                 own[action],
                 expected.get(action),

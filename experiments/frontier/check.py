@@ -5,7 +5,6 @@ a standard normal number, and the reference is uniform: the frontier is exact. K
 """
 
 from collections import defaultdict
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -124,7 +123,7 @@ def _recovered(regret: pd.DataFrame) -> Verdict:
         means = own.groupby("n")[["regret", "expected"]].mean()
         for n, those in own.groupby("n"):
             numbers.append(
-                _over_seeds(f"regret, beta {beta:g}, n {n:,}", those["regret"], float(those["expected"].mean()))
+                Number.mean(f"regret, beta {beta:g}, n {n:,}", those["regret"], float(those["expected"].mean()))
             )
         ratio = float(means["regret"].iloc[-1] / means["expected"].iloc[-1])
         good[f"{beta:g}"] = bool((means["regret"].diff().dropna() < 0).all()) and 1 / FACTOR <= ratio <= FACTOR
@@ -147,9 +146,9 @@ def _certain(runs: pd.DataFrame) -> Verdict:
             low, high = binomtest(int(over.sum()), len(over)).proportion_ci(0.95)
             numbers.append(Number(f"share of seeds past their peak of reward, {what}", float(over.mean()), low, high))
             shares[loss, labels].append(float(over.mean()))
-            numbers.append(_over_seeds(f"fall from the peak of reward, {what}", own["drop"]))
-            numbers.append(_over_seeds(f"distance below the frontier at the end, {what}", own["gap"]))
-            numbers.append(_over_seeds(f"KL at the end, {what} (nats)", own["kl"]))
+            numbers.append(Number.mean(f"fall from the peak of reward, {what}", own["drop"]))
+            numbers.append(Number.mean(f"distance below the frontier at the end, {what}", own["gap"]))
+            numbers.append(Number.mean(f"KL at the end, {what} (nats)", own["kl"]))
             if labels == "certain" and loss == "dpo":
                 passed[f"{beta:g}"] = (int(over.sum()), len(over))
     ipo = runs[(runs["loss"] == "ipo") & (runs["labels"] == "certain")]
@@ -176,10 +175,10 @@ def _area(areas: pd.DataFrame) -> Verdict:
         for labels in ("sampled", "certain")
     )
     others = [loss for loss in wide if loss != "dpo"]
-    numbers = [_over_seeds(f"share of the frontier's area, {NAMES[str(loss)]}", wide[loss]) for loss in wide]
-    numbers += [_over_seeds(f"the same, {NAMES[str(loss)]} less DPO", wide[loss] - wide["dpo"]) for loss in others]
+    numbers = [Number.mean(f"share of the frontier's area, {NAMES[str(loss)]}", wide[loss]) for loss in wide]
+    numbers += [Number.mean(f"the same, {NAMES[str(loss)]} less DPO", wide[loss] - wide["dpo"]) for loss in others]
     numbers += [
-        _over_seeds(f"the same, {NAMES[str(loss)]} less DPO, certain labels", certain[loss] - certain["dpo"])
+        Number.mean(f"the same, {NAMES[str(loss)]} less DPO, certain labels", certain[loss] - certain["dpo"])
         for loss in others
     ]
     ahead = [str(loss) for loss in others if (wide[loss] - wide["dpo"]).mean() > MORE]
@@ -192,11 +191,6 @@ def _area(areas: pd.DataFrame) -> Verdict:
     if ahead:
         said += f" Ahead of DPO: {', '.join(NAMES[loss] for loss in ahead)}."
     return Verdict("frontier-area", "refuted" if ahead else "holds", said, tuple(numbers))
-
-
-def _over_seeds(quantity: str, values: "pd.Series[Any]", expected: float | None = None) -> Number:
-    low, high = mean_interval(np.asarray(values, dtype=np.float64))
-    return Number(quantity, float(values.mean()), low, high, None if expected is None else float(expected))
 
 
 def figures(sweeps: Sweeps, frames: Frames) -> Drawings:

@@ -28,10 +28,8 @@ def _dpo(runs: pd.DataFrame) -> Verdict:
     numbers = three_actions.probabilities(runs, "D1", "dpo", ["a"])
     for tau, those in own.groupby("tau"):
         if those["sure_at"].notna().all():
-            numbers.append(
-                three_actions.over_seeds(f"updates until pi(a) stays above {SURE:g}, tau {tau:g}", those["sure_at"])
-            )
-        numbers.append(three_actions.over_seeds(f"tau h between a and b at the end, tau {tau:g}", those["u"]))
+            numbers.append(Number.mean(f"updates until pi(a) stays above {SURE:g}, tau {tau:g}", those["sure_at"]))
+        numbers.append(Number.mean(f"tau h between a and b at the end, tau {tau:g}", those["u"]))
     u = own.groupby("tau")["u"].mean()
     said = (
         f"Deterministic by then at tau = {three_actions.taus(own[own['tau'].map(sure)])}; not at "

@@ -15,6 +15,7 @@ from analysis import beside_history, collapse
 from analysis.figures import draw as d
 from analysis.figures.looks import NAMES, of_losses, shade
 from analysis.figures.sheet import Panel, sheet
+from analysis.gold import token_utilities
 from analysis.sweep import Sweep
 from experiments.study import Drawings, Frames, Number, Sweeps, Verdict
 from src.theory.bandit import kl_reward_frontier
@@ -77,7 +78,7 @@ def _optimum(row: Mapping[Any, Any], actions: int = 8) -> float:
     """KL of ref exp(reward/beta)/Z on the table: what DPO tends to with the number of comparisons."""
     if row["model"] != "table":
         return math.nan
-    utilities = row["spread"] * np.random.default_rng(row["seed"]).standard_normal(actions)
+    utilities = token_utilities(vocabulary=actions, spread=row["spread"], seed=row["seed"])
     return float(kl_reward_frontier(np.full(actions, 1 / actions), utilities, row["beta"]).kl[0])
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import combinations, product
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -229,18 +228,18 @@ def check(frames: Frames) -> list[Verdict]:
     for (arm, form), own in runs.groupby(["arm", "form"], sort=False):
         by_seed = own.groupby("seed")["unstable"].mean()
         what = f"{ARMS[str(arm)]}, {NAMES[str(form)]}"
-        numbers.append(_interval(f"share of runs unstable, {what}", by_seed))
+        numbers.append(Number.mean(f"share of runs unstable, {what}", by_seed))
         if arm != "dpo":
             ratio = (own["kl"] / own["kl_optimum"]).groupby(own["seed"]).median()
-            numbers.append(_interval(f"KL at the end over that of the optimum, {what}", ratio, 1.0))
+            numbers.append(Number.mean(f"KL at the end over that of the optimum, {what}", ratio, 1.0))
             worse = (own["gain"] < 0).groupby(own["seed"]).mean()
-            numbers.append(_interval(f"share of runs that end with less reward than the reference's, {what}", worse))
+            numbers.append(Number.mean(f"share of runs that end with less reward than the reference's, {what}", worse))
     for form, own in frames["gradients"].groupby("form", sort=False):
         what = f"s.d. of one answer's gradient at the optimum, table, {NAMES[str(form)]}, coefficient 1"
-        numbers.append(_interval(what, own["sd"]))
+        numbers.append(Number.mean(what, own["sd"]))
     beyond = frames["forward_optima"].groupby("seed")["beyond"].mean()
     numbers.append(
-        _interval("share of tables where the optimum under the forward KL is itself beyond the bound", beyond)
+        Number.mean("share of tables where the optimum under the forward KL is itself beyond the bound", beyond)
     )
     for (arm, coef, lr), cell in runs.groupby(["arm", "kl_coef", "lr"], sort=False):
         for group, forms in GROUPS.items():
@@ -278,12 +277,6 @@ def _said(runs: pd.DataFrame) -> str:
         each = ", ".join(f"{NAMES[str(form)]} {share:.0%}" for form, share in shares.items())
         listed.append(f"{where} unstable are: {each}.")
     return " ".join(listed)
-
-
-def _interval(quantity: str, by_seed: "pd.Series[Any]", expected: float | None = None) -> Number:
-    values = np.asarray(by_seed, dtype=np.float64)
-    low, high = mean_interval(values)
-    return Number(quantity, float(values.mean()), low, high, expected)
 
 
 def figures(sweeps: Sweeps, frames: Frames) -> Drawings:

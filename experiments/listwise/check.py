@@ -15,12 +15,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from scipy.stats import kendalltau, t
+from scipy.stats import kendalltau
 
 from analysis import gold
 from analysis.figures import draw as d
 from analysis.figures.looks import NAMES, of_losses
 from analysis.figures.sheet import Panel, sheet
+from analysis.statistics import t_interval
 from analysis.sweep import as_dicts
 from experiments.study import Drawings, Frames, Number, Sweeps, Verdict
 
@@ -150,7 +151,7 @@ def check(frames: Frames) -> list[Verdict]:
             numbers.append(_mean(f"regret at the best update, {NAMES[loss]}, {where} (nats)", regret[loss]))
         for mine, other in itertools.product(LISTWISE, PAIRWISE):
             gap = regret[mine] - regret[other]
-            if interval(gap, level)[1] < 0 and (reward[mine] - reward[other]).mean() > 0:
+            if t_interval(gap, level)[1] < 0 and (reward[mine] - reward[other]).mean() > 0:
                 beaten.setdefault((mine, other), []).append((responses, rankings))
         against = f"{NAMES[LISTWISE[0]]} less {NAMES[ALL_PAIRS]}, {where}"
         for values, what in (
@@ -202,14 +203,8 @@ def _against_theory(runs: pd.DataFrame, asymptotic: pd.DataFrame) -> list[Number
     return numbers
 
 
-def interval(values: "pd.Series[float]", level: float = 0.95) -> tuple[float, float]:
-    """Student's interval of the mean over seeds."""
-    half = float(t.ppf((1 + level) / 2, values.count() - 1) * values.std() / np.sqrt(values.count()))
-    return float(values.mean()) - half, float(values.mean()) + half
-
-
 def _mean(quantity: str, values: "pd.Series[float]", expected: float | None = None) -> Number:
-    return Number(quantity, float(values.mean()), *interval(values), expected=expected)
+    return Number(quantity, float(values.mean()), *t_interval(values), expected=expected)
 
 
 def figures(sweeps: Sweeps, frames: Frames) -> Drawings:
@@ -256,7 +251,7 @@ def _draw(runs: pd.DataFrame) -> Figure:
                     values = own["regret"] if nth == 0 else own["optimum"] - own["reward"]
                     by_count = values.groupby(own["rankings"])
                     mean = by_count.mean()
-                    half = np.array([interval(those)[1] for _, those in by_count]) - mean.to_numpy()
+                    half = np.array([t_interval(those)[1] for _, those in by_count]) - mean.to_numpy()
                     aside = mean.index.to_numpy() * 1.06 ** (i - (len(losses) - 1) / 2)
                     ax.errorbar(
                         aside,

@@ -11,12 +11,12 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from hydra import compose, initialize_config_dir
-from scipy.stats import t
 
 from analysis import beside_history
 from analysis.collapse import DEFAULT
 from analysis.figures.looks import NAMES
-from analysis.statistics import mean_interval
+from analysis.gold import token_utilities
+from analysis.statistics import mean_interval, t_interval
 from analysis.sweep import Sweep, as_dicts, read_json
 from experiments.study import ROOT, Number, Verdict
 from src.config import run_config
@@ -71,7 +71,12 @@ def _evaluations(sweep: Sweep) -> pd.DataFrame:
     probes = beside_history.probes(sweep).rows.query("set == 'train'")
     margin = (probes["log_ratio_chosen"] - probes["log_ratio_rejected"]).groupby([probes["run"], probes["step"]]).mean()
     answers = beside_history.samples(sweep).rows
-    worth = {run["id"]: _utility(run) for run in as_dicts(sweep.runs)}
+    worth = {
+        run["id"]: token_utilities(
+            vocabulary=int(run["data.vocabulary"]), spread=float(run["data.spread"]), seed=int(run["data.seed"])
+        )
+        for run in as_dicts(sweep.runs)
+    }
     value = [
         float(worth[run][[int(token) for token in answer.split()]].sum())
         for run, answer in zip(answers["run"], answers["answer"], strict=True)
@@ -87,12 +92,6 @@ def _evaluations(sweep: Sweep) -> pd.DataFrame:
     rows["reward"] -= rows.groupby("run")["reward"].transform("first")  # before the first update it is the reference's
     settings = {"loss.name": "loss", "beta": "beta", "data.labels": "labels", "seed": "seed"}
     return rows.join(sweep.runs[[*settings]].rename(columns=settings), on="run")
-
-
-def _utility(run: dict[str, Any]) -> Array:
-    """What each token is worth: what `data=gold` draws first from its seed."""
-    generator = np.random.default_rng(int(run["data.seed"]))
-    return np.asarray(run["data.spread"] * generator.standard_normal(int(run["data.vocabulary"])))
 
 
 def _on_longer(sweep: Sweep, run: dict[str, Any]) -> float:
@@ -169,7 +168,7 @@ def verdict(runs: pd.DataFrame, pairs: pd.DataFrame) -> Verdict:
         for name, what in tests.items():
             gap = own[name]["dpo"] - own[name]["ipo"]
             numbers.append(_mean(f"accuracy, DPO less IPO, {what}, {where}", gap))
-            if _interval(gap, level)[1] < 0:
+            if t_interval(gap, level)[1] < 0:
                 worse.append(f"{what}, {where}")
         lost = own["accuracy"]["dpo"] - own["early"]["dpo"]
         numbers.append(_mean(f"accuracy on unseen pairs, end less before collapse, DPO, {where}", lost))
@@ -187,7 +186,7 @@ def verdict(runs: pd.DataFrame, pairs: pd.DataFrame) -> Verdict:
             ):
                 values = own[column][loss]
                 # A mean of shares near 0 cannot be below it, as Student's interval could.
-                ends = mean_interval(values.to_numpy()) if column.startswith("mass") else _interval(values)
+                ends = mean_interval(values.to_numpy()) if column.startswith("mass") else t_interval(values)
                 numbers.append(Number(f"{what}, {name}", float(values.mean()), *ends))
     dpo = runs[runs["loss"] == "dpo"]
     collapsed = float((dpo["u"] > DEFAULT.reward_margin).mean())
@@ -224,11 +223,5 @@ def verdict(runs: pd.DataFrame, pairs: pd.DataFrame) -> Verdict:
     return Verdict("C19", "refuted", no + said, tuple(numbers))
 
 
-def _interval(values: "pd.Series[float]", level: float = 0.95) -> tuple[float, float]:
-    """Student's interval of the mean over seeds."""
-    half = float(t.ppf((1 + level) / 2, values.count() - 1) * values.std() / math.sqrt(values.count()))
-    return float(values.mean()) - half, float(values.mean()) + half
-
-
 def _mean(quantity: str, values: "pd.Series[float]") -> Number:
-    return Number(quantity, float(values.mean()), *_interval(values))
+    return Number(quantity, float(values.mean()), *t_interval(values))

@@ -21,7 +21,6 @@ from matplotlib.lines import Line2D
 from analysis.figures import draw as d
 from analysis.figures.looks import LOOKS, NAMES
 from analysis.figures.sheet import Panel, sheet
-from analysis.statistics import mean_interval
 from analysis.sweep import as_dicts, read_sweep_file
 from experiments.study import ROOT, Drawings, Frames, Number, Outcome, Sweeps, Verdict
 from src.config import run_config
@@ -182,7 +181,7 @@ def check(frames: Frames) -> list[Verdict]:
     ratio = seconds["trl"] / seconds["ours"]
     for optimizer, those in ratio.groupby(seconds["optimizer"], sort=False):
         what = f"seconds an update, TRL's over those of one run of ours alone, {optimizer} (no claim)"
-        numbers.append(Number(what, float(those.mean()), *_interval(those)))
+        numbers.append(Number.mean(what, those))
     where = [what for what, yes in good.items() if yes]
     said = (
         f"In {len(seconds)} runs of {updates} updates the largest difference is {away.max():.1e} "
@@ -193,10 +192,6 @@ def check(frames: Frames) -> list[Verdict]:
         return [Verdict("C15", "holds", said, tuple(numbers))]
     outcome: Outcome = "holds under conditions" if where else "refuted"
     return [Verdict("C15", outcome, f"Within it: {'; '.join(where) or 'nothing'}. {said}", tuple(numbers))]
-
-
-def _interval(values: "pd.Series[float]") -> tuple[float | None, float | None]:
-    return mean_interval(np.asarray(values, dtype=np.float64)) if len(values) > 1 else (None, None)
 
 
 def figures(sweeps: Sweeps, frames: Frames) -> Drawings:
